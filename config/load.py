@@ -1,0 +1,120 @@
+"""From TOML and the environment to one frozen `Config`; every fault is reported, not just the first. Pure.
+
+`MLXSUP_SECTION__KEY` in the environment comes before the file: `MLXSUP_SERVER__DRAIN_S=5`.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from mlxsup.config.schema import DEFAULT_MODEL, Config, Model
+
+_MODEL_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
+_VARIABLE = re.compile(r"^MLXSUP_([A-Z0-9]+)__([A-Z0-9_]+)$")
+
+
+class ConfigFault(msgspec.Struct, frozen=True):
+    """One thing that is wrong: the key's path, and what is allowed there."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; `faults` has everything that is wrong with it."""
+
+    def __init__(self, faults: list[ConfigFault]) -> None:
+        super().__init__("\n".join(map(str, faults)))
+        self.faults = faults
+
+
+def load_config(text: str, environment: Mapping[str, str]) -> Config:
+    """The configuration that a TOML text and the environment describe.
+
+    Raises:
+        ConfigError: with every fault of both.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([ConfigFault("TOML", str(error))]) from None
+    faults: list[ConfigFault] = []
+    _override(table, environment, faults)
+    _check_struct(table, Config, "", faults)
+    if faults:
+        raise ConfigError(faults)
+    config = msgspec.convert(table, Config)
+    if not config.models:
+        config = msgspec.structs.replace(config, models={DEFAULT_MODEL: Model()})
+    return config
+
+
+def _override(table: dict[str, Any], environment: Mapping[str, str], faults: list[ConfigFault]) -> None:
+    for variable, text in sorted(environment.items()):
+        match = _VARIABLE.match(variable)
+        if match is None:
+            continue
+        section, key = match[1].lower(), match[2].lower()
+        fields = _struct_fields(Config)
+        if section not in fields or section == "models" or key not in _struct_fields(fields[section]):
+            faults.append(ConfigFault(variable, "names no key of the configuration that can be overridden"))
+            continue
+        try:
+            value = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        target = table.setdefault(section, {})
+        if isinstance(target, dict):
+            target[key] = value
+
+
+def _check_struct(table: Any, struct: Any, path: str, faults: list[ConfigFault]) -> None:
+    if not isinstance(table, dict):
+        faults.append(ConfigFault(path, f"is a table: write [{path}]"))
+        return
+    fields = _struct_fields(struct)
+    for key, value in table.items():
+        here = f"{path}.{key}" if path else key
+        field = fields.get(key)
+        if field is None:
+            faults.append(ConfigFault(here, f"is not a known key; {_suggest(key, fields)}"))
+        elif field == dict[str, Model]:
+            _check_models(value, here, faults)
+        elif isinstance(field, type) and issubclass(field, msgspec.Struct):
+            _check_struct(value, field, here, faults)
+        else:
+            _check_value(value, field, here, faults)
+
+
+def _check_models(table: Any, path: str, faults: list[ConfigFault]) -> None:
+    if not isinstance(table, dict):
+        faults.append(ConfigFault(path, "is a table of models: write [models.NAME]"))
+        return
+    for name, value in table.items():
+        here = f"{path}.{name}"
+        if not _MODEL_NAME.match(name):
+            faults.append(ConfigFault(here, "a model's name is letters, digits and . _ - (and one /)"))
+        _check_struct(value, Model, here, faults)
+
+
+def _check_value(value: Any, field: Any, path: str, faults: list[ConfigFault]) -> None:
+    try:
+        msgspec.convert(value, field)
+    except msgspec.ValidationError as error:
+        faults.append(ConfigFault(path, f"{error}, got {value!r}" if "got" not in str(error) else str(error)))
+
+
+def _struct_fields(struct: Any) -> dict[str, Any]:
+    return {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+
+
+def _suggest(key: str, fields: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key, fields, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"known are {', '.join(fields)}"

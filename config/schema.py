@@ -1,0 +1,79 @@
+"""The typed configuration: every bound and default of mlxsup, with its unit in its name.
+
+`default.toml` beside this file documents each key; a test holds the two together.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+DEFAULT_MODEL = "smollm2-135m"
+
+KIB = 1024
+MIB = 1024 * KIB
+
+Seconds = Annotated[float, Meta(ge=0.0, le=86_400.0)]
+PositiveSeconds = Annotated[float, Meta(gt=0.0, le=86_400.0)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Server(_Section, frozen=True):
+    socket: Annotated[str, Meta(min_length=1)] | None = None
+    frame_bytes_max: Annotated[int, Meta(ge=4 * KIB, le=64 * MIB)] = 8 * MIB
+    batch_calls_max: Annotated[int, Meta(ge=1, le=10_000)] = 100
+    connections_max: Annotated[int, Meta(ge=1, le=10_000)] = 256
+    in_flight_requests_max: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    outbox_bytes_max: Annotated[int, Meta(ge=64 * KIB)] = 64 * MIB
+    drain_s: Seconds = 30.0
+
+
+class Generation(_Section, frozen=True):
+    """What a request takes where it says nothing; the bounds are those of the parameters themselves."""
+
+    max_tokens: Annotated[int, Meta(ge=1)] = 1024
+    temperature: Annotated[float, Meta(ge=0.0, le=5.0)] = 0.7
+    top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Meta(ge=0)] = 0
+    min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+    presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
+
+
+class Worker(_Section, frozen=True):
+    command: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    hello_timeout_s: PositiveSeconds = 60.0
+    load_timeout_s: PositiveSeconds = 600.0
+    heartbeat_interval_s: Annotated[float, Meta(ge=0.05, le=60.0)] = 1.0
+    blas_threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    wired_limit_bytes: Annotated[int, Meta(ge=0)] = 0
+    cache_limit_bytes: Annotated[int, Meta(ge=0)] | None = None
+    exit_grace_s: Seconds = 5.0
+    term_grace_s: Seconds = 15.0
+    kill_grace_s: PositiveSeconds = 5.0
+    stderr_lines_max: Annotated[int, Meta(ge=1, le=100_000)] = 200
+    stderr_line_bytes_max: Annotated[int, Meta(ge=80, le=1 * MIB)] = 4 * KIB
+
+
+class Model(_Section, frozen=True):
+    """`[models.NAME]`; with no `source` the name itself is the source."""
+
+    source: Annotated[str, Meta(min_length=1)] | None = None
+    preload: bool = False
+    pin: bool = False
+    context_tokens_max: Annotated[int, Meta(ge=16)] | None = None
+    batch_sequences_max: Annotated[int, Meta(ge=1, le=1024)] = 16
+    queue_requests_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 512
+    prefill_chunk_tokens: Annotated[int, Meta(ge=16, le=65_536)] = 256
+    float32: bool | None = None
+
+
+class Config(_Section, frozen=True):
+    server: Server = msgspec.field(default_factory=Server)
+    generation: Generation = msgspec.field(default_factory=Generation)
+    worker: Worker = msgspec.field(default_factory=Worker)
+    models: dict[str, Model] = msgspec.field(default_factory=dict)

@@ -1,0 +1,33 @@
+"""Compiled code that a worker does better with, each part optional.
+
+`blas_bridge` (Linux): OpenBLAS under MLX's CPU backend, preloaded into the worker. Measured with mlx 0.32.4 on two
+cores of an AMD EPYC, float32: a 1024 x 1024 product in 12 ms instead of 510; SmolLM2-135M prefills 130
+tokens/s instead of 6, and decodes 202 instead of 6 at a batch of 32.
+
+`orphan_watch`: ends a worker whose supervisor is gone. It does so while native code holds the GIL, when neither
+a thread of Python nor a signal handler would ever run; PR_SET_PDEATHSIG would kill workers of a healthy Trio
+supervisor.
+
+Plain C, loaded with LD_PRELOAD and ctypes. Where a part was not built, its function returns None or nothing to
+set, the worker runs without it, and `parts` has the reason for `mlxsup doctor`.
+"""
+
+from mlxsup.native.blas import (
+    blas_bridge_active,
+    blas_bridge_path,
+    openblas_library_path,
+    preload_environment,
+)
+from mlxsup.native.inventory import Part, parts
+from mlxsup.native.orphan import OrphanWatch, watch_orphan
+
+__all__ = [
+    "OrphanWatch",
+    "Part",
+    "blas_bridge_active",
+    "blas_bridge_path",
+    "openblas_library_path",
+    "parts",
+    "preload_environment",
+    "watch_orphan",
+]

@@ -1,0 +1,227 @@
+"""A client for Trio: any number of requests at a time, over a Unix socket or a child process.
+
+async with connect() as client:
+    async with client.stream("chat", {"model": "smollm2-135m", "messages": [...]}) as pieces:
+        async for piece in pieces:
+            print(piece, end="", flush=True)
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from mlxsup.protocol.client.exchange import ConnectionLostError, Exchange, Notification, read_result
+from mlxsup.protocol.errors import RpcError
+from mlxsup.protocol.generation import GenerationResult, StreamDelta
+from mlxsup.protocol.jsonrpc import Response
+from mlxsup.protocol.service import Progress
+from mlxsup.protocol.socket_path import default_socket
+
+_READ_BYTES = 256 * 1024
+_CHILD_EXIT_S = 30.0
+
+OnNotification = Callable[[Notification], None]
+
+
+class _Pending:
+    """One request that is not answered yet; what came for it, in order."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.response: Response | None = None
+        self.changed = trio.Event()
+
+    def note(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+
+class Client:
+    """Made by `connect` and `spawn`. Any method raises RpcError as answered, or ConnectionLostError."""
+
+    def __init__(self, send: trio.abc.SendStream, receive: trio.abc.ReceiveStream) -> None:
+        self._send_stream = send
+        self._receive_stream = receive
+        self._exchange = Exchange()
+        self._sending = trio.Lock()
+        self._pending: dict[int, _Pending] = {}
+        self._lost: ConnectionLostError | None = None
+        self._listeners: list[OnNotification] = []
+
+    async def call(self, method: str, params: Any = None, on_progress: OnNotification | None = None) -> Any:
+        """Send a request and wait for its typed result. Cancelling the call cancels the request."""
+        async with self._request(method, params) as (id, pending):
+            forward = _only_progress_of(id, on_progress)
+            if forward is not None:
+                self._listeners.append(forward)
+            try:
+                while pending.response is None:
+                    await self._wait(pending)
+            finally:
+                if forward is not None:
+                    self._listeners.remove(forward)
+            return read_result(method, pending.response)
+
+    @asynccontextmanager
+    async def stream(self, method: str, params: Any) -> AsyncIterator["TextStream"]:
+        """`chat` or `generate` with `stream`; leaving the block early cancels the request."""
+        asked = params if isinstance(params, dict) else msgspec.to_builtins(params)
+        async with self._request(method, {**asked, "stream": True}) as (id, pending):
+            yield TextStream(self, method, id, pending)
+
+    def listen(self, listener: OnNotification) -> None:
+        """Call `listener` with each notification from now on; it may not wait."""
+        self._listeners.append(listener)
+
+    @asynccontextmanager
+    async def _request(self, method: str, params: Any) -> AsyncIterator[tuple[int, _Pending]]:
+        if self._lost is not None:
+            raise self._lost
+        id, data = self._exchange.request(method, params)
+        pending = self._pending[id] = _Pending()
+        try:
+            await self._send(data)
+            yield id, pending
+        finally:
+            del self._pending[id]
+            if pending.response is None and self._lost is None:
+                with trio.move_on_after(1.0, shield=True):
+                    await self._send(self._exchange.cancel(id))
+
+    async def _send(self, data: bytes) -> None:
+        async with self._sending:
+            try:
+                # A frame that is cut off would spoil all that follow.
+                with trio.CancelScope(shield=True):
+                    await self._send_stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise ConnectionLostError("the server is gone") from error
+
+    async def _wait(self, pending: _Pending) -> None:
+        if self._lost is not None:
+            raise self._lost
+        await pending.changed.wait()
+
+    async def _receive(self) -> None:
+        try:
+            while chunk := await self._receive_stream.receive_some(_READ_BYTES):
+                for message in self._exchange.read(bytes(chunk)):
+                    self._take(message)
+            self._lost = ConnectionLostError("the server closed the connection")
+        except ConnectionLostError as lost:
+            self._lost = lost
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._lost = ConnectionLostError("the server is gone")
+        for pending in self._pending.values():
+            pending.note()
+
+    def _take(self, message: Response | Notification) -> None:
+        if isinstance(message, Response):
+            pending = self._pending.get(message.id) if isinstance(message.id, int) else None
+            if pending is not None:
+                pending.response = message
+                pending.note()
+            return
+        if isinstance(message, StreamDelta) and isinstance(message.id, int) and message.id in self._pending:
+            pending = self._pending[message.id]
+            pending.pieces.append(message.text)
+            pending.note()
+        for listener in tuple(self._listeners):
+            listener(message)
+
+
+class TextStream:
+    """The text of one request, piece by piece. `result` is set once the last piece has come."""
+
+    def __init__(self, client: Client, method: str, id: int, pending: _Pending) -> None:
+        self._client = client
+        self._method = method
+        self._id = id
+        self._pending = pending
+        self.result: GenerationResult | None = None
+
+    def __aiter__(self) -> "TextStream":
+        return self
+
+    async def __anext__(self) -> str:
+        pending = self._pending
+        while not pending.pieces:
+            if pending.response is not None:
+                self.result = read_result(self._method, pending.response)
+                raise StopAsyncIteration
+            await self._client._wait(pending)  # noqa: SLF001
+        text = "".join(pending.pieces)
+        pending.pieces.clear()
+        return text
+
+    async def cancel(self) -> None:
+        """Ask for the end; the iteration then ends with the text so far in `result`."""
+        await self._client._send(self._client._exchange.cancel(self._id))  # noqa: SLF001
+
+
+def _only_progress_of(id: int, listener: OnNotification | None) -> OnNotification | None:
+    if listener is None:
+        return None
+
+    def forward(notification: Notification) -> None:
+        if isinstance(notification, Progress) and notification.token == id:
+            listener(notification)
+
+    return forward
+
+
+@asynccontextmanager
+async def connect(path: Path | str | None = None) -> AsyncIterator[Client]:
+    """To the supervisor that listens at `path`, by default where `mlxsup start` does."""
+    where = default_socket(sys.platform, os.environ, Path.home()) if path is None else path
+    try:
+        stream = await trio.open_unix_socket(os.fspath(where))
+    except OSError as error:
+        raise ConnectionLostError(f"cannot connect to a supervisor: {error.strerror}") from error
+    async with stream, _serving(Client(stream, stream)) as client:
+        yield client
+
+
+@asynccontextmanager
+async def spawn(command: Sequence[str] = ("mlxsup", "stdio")) -> AsyncIterator[Client]:
+    """To a supervisor of one's own, which ends with the block."""
+    process = await trio.lowlevel.open_process(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(_end, process)
+        yield await stack.enter_async_context(_serving(Client(process.stdin, process.stdout)))
+
+
+@asynccontextmanager
+async def _serving(client: Client) -> AsyncIterator[Client]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client._receive)  # noqa: SLF001
+        try:
+            yield client
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+async def _end(process: trio.Process) -> None:
+    """The end of its input ends the server; a server that does not end is killed."""
+    with trio.CancelScope(shield=True):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        await process.stdin.aclose()
+        with trio.move_on_after(_CHILD_EXIT_S):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await process.stdout.aclose()
+
+
+__all__ = ["Client", "ConnectionLostError", "RpcError", "TextStream", "connect", "spawn"]

@@ -1,0 +1,198 @@
+"""Parameters and results of the methods that are not text generation."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from mlxsup.protocol.generation import TokenId, Usage
+
+ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
+
+TOPICS = ("worker", "death", "model")
+
+
+class _Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class _Result(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+class NoParams(_Params, frozen=True):
+    pass
+
+
+class NoResult(_Result, frozen=True):
+    pass
+
+
+class Limits(_Result, frozen=True):
+    """The bounds that a client can run into."""
+
+    frame_bytes_max: int
+    batch_calls_max: int
+    in_flight_requests_max: int
+    queue_requests_max: int
+    max_tokens_default: int
+
+
+class ServerInfo(_Result, frozen=True):
+    name: str
+    version: str
+    protocol_version: int
+    platform: str
+    device: str | None
+    mlx_version: str | None
+    mlx_lm_version: str | None
+    limits: Limits
+
+
+class ModelHealth(_Result, frozen=True):
+    state: str
+    reason: str | None
+
+
+class Health(_Result, frozen=True):
+    """`ready`: a request for some model would be answered now, or once its worker has loaded."""
+
+    live: bool
+    ready: bool
+    models: dict[str, ModelHealth]
+
+
+class Quantiles(_Result, frozen=True):
+    count: int
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+class Counters(_Result, frozen=True):
+    """Requests by how they ended, and tokens, since the supervisor started."""
+
+    requests_total: int
+    requests_active: int
+    requests_queued: int
+    ended: dict[str, int]
+    prompt_tokens_total: int
+    completion_tokens_total: int
+    ttft_ms: Quantiles
+    queue_ms: Quantiles
+    inter_token_ms: Quantiles
+
+
+class SupervisorStats(_Result, frozen=True):
+    uptime_s: float
+    resident_bytes: int
+    connections: int
+
+
+class Stats(_Result, frozen=True):
+    supervisor: SupervisorStats
+    overall: Counters
+    models: dict[str, Counters]
+    priorities: dict[str, Counters]
+
+
+class SubscribeParams(_Params, frozen=True):
+    topics: Annotated[list[str], Meta(min_length=1, max_length=16)]
+
+
+class SubscribeResult(_Result, frozen=True):
+    topics: list[str]
+
+
+class ShutdownParams(_Params, frozen=True):
+    drain_ms: Annotated[int, Meta(ge=0, le=24 * 3600 * 1000)] | None = None
+
+
+class ModelEntry(_Result, frozen=True):
+    name: str
+    state: str
+    reason: str | None
+    pid: int | None
+    generation: int
+    memory_bytes: int | None
+    pinned: bool
+    pulled: bool
+
+
+class ModelList(_Result, frozen=True):
+    models: list[ModelEntry]
+
+
+class LoadOptions(_Params, frozen=True):
+    """What a load may ask for beyond the model's configuration."""
+
+    context_tokens_max: Annotated[int, Meta(ge=16)] | None = None
+
+
+class LoadParams(_Params, frozen=True):
+    model: ModelName
+    pin: bool | None = None
+    options: LoadOptions | None = None
+
+
+class UnloadParams(_Params, frozen=True):
+    model: ModelName
+    force: bool = False
+
+
+class PullParams(_Params, frozen=True):
+    model: ModelName
+
+
+class PullResult(_Result, frozen=True):
+    path: str
+    digest: str
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """`$/progress` of a load or a pull; `token` is the id of the request that it belongs to."""
+
+    token: int | str | None
+    value: dict[str, Any]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """`event`: something that happened, under a topic that the client has subscribed to."""
+
+    topic: str
+    model: str
+    what: str
+    detail: dict[str, Any]
+
+
+class EmbedParams(_Params, frozen=True):
+    model: ModelName
+    input: str | Annotated[list[str], Meta(min_length=1, max_length=2048)]
+
+
+class EmbedResult(_Result, frozen=True):
+    embeddings: list[list[float]]
+    usage: Usage
+
+
+class TokenizeParams(_Params, frozen=True):
+    model: ModelName
+    text: str
+
+
+class TokenizeResult(_Result, frozen=True):
+    tokens: list[int]
+
+
+class DetokenizeParams(_Params, frozen=True):
+    model: ModelName
+    tokens: list[TokenId]
+
+
+class DetokenizeResult(_Result, frozen=True):
+    text: str
+
+
+class CancelParams(_Params, frozen=True):
+    id: int | str

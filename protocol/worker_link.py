@@ -1,0 +1,152 @@
+"""What supervisor and worker say to each other: JSON-RPC 2.0, one frame a line, internal to mlxsup.
+
+The supervisor sends requests `load`, `generate`, `tokenize`, `detokenize` and notifications `cancel`,
+`shutdown`. The worker answers, and sends notifications `hello` (once, first), `progress` (of a load),
+`step` (text that sequences have gained) and `heartbeat`. Of one sequence every `step` comes before
+its answer.
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from mlxsup.protocol.generation import FinishReason, Message
+
+# A worker may be confused or compromised: what it sends is bounded like what a client sends.
+FRAME_BYTES_MAX = 16 * 1024 * 1024
+
+LOAD = "load"
+GENERATE = "generate"
+TOKENIZE = "tokenize"
+DETOKENIZE = "detokenize"
+CANCEL = "cancel"
+SHUTDOWN = "shutdown"
+HELLO = "hello"
+PROGRESS = "progress"
+STEP = "step"
+HEARTBEAT = "heartbeat"
+
+
+class _Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    pass
+
+
+class Hello(_Wire, frozen=True):
+    """Imports are done; `load` may come."""
+
+    pid: int
+    python: str
+    mlx: str
+    mlx_lm: str
+    device: str
+    orphan_watch: bool
+
+
+class Load(_Wire, frozen=True):
+    """`model_path` is a folder that the supervisor has checked. Bounds are in tokens and bytes."""
+
+    model_path: str
+    context_tokens_max: int | None
+    batch_sequences_max: int
+    prefill_chunk_tokens: int
+    float32: bool | None
+    wired_limit_bytes: int
+    cache_limit_bytes: int | None
+    heartbeat_interval_s: float
+
+
+class Loaded(_Wire, frozen=True):
+    model_type: str
+    context_tokens: int
+    weights_bytes: int
+    vocabulary_tokens: int
+    load_s: float
+
+
+class LoadProgress(_Wire, frozen=True):
+    phase: str
+    bytes_done: int
+    bytes_total: int
+
+
+class Sampling(_Wire, frozen=True):
+    """Every value is set: the supervisor has applied the defaults. `seed` is any 64-bit number."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    logit_bias: dict[int, float] = {}
+
+
+class Generate(_Wire, frozen=True):
+    """Exactly one of `messages`, `prompt`, `prompt_tokens` is set."""
+
+    max_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    messages: list[Message] | None = None
+    prompt: str | None = None
+    prompt_tokens: list[int] | None = None
+
+
+class Generated(_Wire, frozen=True):
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """What one sequence has gained: `tokens` new tokens, and the text that they made certain."""
+
+    id: int
+    text: str
+    tokens: list[int]
+
+
+class Step(_Wire, frozen=True):
+    deltas: list[Delta]
+
+
+class Heartbeat(_Wire, frozen=True):
+    """What the MLX thread last finished: `work` counts its units, `still_s` is the age of the last one."""
+
+    phase: str
+    work: int
+    still_s: float
+    sequences: int
+    active_bytes: int
+    cache_bytes: int
+    peak_bytes: int
+
+
+class Cancel(_Wire, frozen=True):
+    id: int
+
+
+class Shutdown(_Wire, frozen=True):
+    """End within `grace_s`; until then the orphan watch holds still."""
+
+    grace_s: Annotated[float, Meta(ge=0)]
+
+
+class Tokenize(_Wire, frozen=True):
+    text: str
+
+
+class Tokenized(_Wire, frozen=True):
+    tokens: list[int]
+
+
+class Detokenize(_Wire, frozen=True):
+    tokens: list[int]
+
+
+class Detokenized(_Wire, frozen=True):
+    text: str

@@ -1,0 +1,75 @@
+"""What waits to be sent to one client. Pure.
+
+Frames leave in the order in which they were put. A delta of a request that already has one waiting is merged
+into that: a client that reads slowly gets larger deltas, not more of them, and never holds up anybody else.
+"""
+
+from collections import deque
+
+import msgspec
+
+from mlxsup.protocol.generation import StreamDelta
+from mlxsup.protocol.jsonrpc import Id, encode_notification
+from mlxsup.protocol.methods import DELTA
+
+# JSON around a delta's text, roughly; what counts is that an empty delta is not free.
+_DELTA_OVERHEAD_BYTES = 100
+
+
+class _Delta(msgspec.Struct):
+    id: Id
+    texts: list[str]
+
+
+class ClientOutbox:
+    """`bytes_held` is about what the frames waiting here take; the owner compares it with its bound."""
+
+    def __init__(self) -> None:
+        self._items: deque[bytes | _Delta] = deque()
+        self._mergeable: dict[Id, _Delta] = {}
+        self.bytes_held = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def put(self, frame: bytes) -> None:
+        self._items.append(frame)
+        self.bytes_held += len(frame)
+
+    def put_delta(self, id: Id, text: str) -> None:
+        self.bytes_held += len(text)
+        waiting = self._mergeable.get(id)
+        if waiting is not None:
+            waiting.texts.append(text)
+            return
+        delta = _Delta(id, [text])
+        self._mergeable[id] = delta
+        self._items.append(delta)
+        self.bytes_held += _DELTA_OVERHEAD_BYTES
+
+    def put_response(self, id: Id, frame: bytes) -> None:
+        """The last frame of request `id`: nothing is merged across it."""
+        self._mergeable.pop(id, None)
+        self.put(frame)
+
+    def take(self, bytes_max: int) -> list[bytes]:
+        """The next payloads, in order: at least one if any waits, and then up to about `bytes_max`."""
+        payloads: list[bytes] = []
+        taken = 0
+        while self._items and (not payloads or taken < bytes_max):
+            item = self._items.popleft()
+            if isinstance(item, bytes):
+                payload = item
+                self.bytes_held -= len(payload)
+            else:
+                payload = self._encode(item)
+            payloads.append(payload)
+            taken += len(payload)
+        return payloads
+
+    def _encode(self, delta: _Delta) -> bytes:
+        if self._mergeable.get(delta.id) is delta:
+            del self._mergeable[delta.id]
+        text = "".join(delta.texts)
+        self.bytes_held -= len(text) + _DELTA_OVERHEAD_BYTES
+        return encode_notification(DELTA, StreamDelta(id=delta.id, index=0, text=text))

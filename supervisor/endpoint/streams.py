@@ -1,0 +1,115 @@
+"""What carries a connection's bytes: a Unix socket, or the pipes, files and terminals of stdin and stdout."""
+
+import os
+import select
+import stat
+from contextlib import suppress
+from typing import Protocol
+
+import trio
+
+# How soon a client's leaving is noticed once it has ended its input; the kernel has no event for it alone.
+_GONE_INTERVAL_S = 0.05
+
+
+class SocketByteStream:
+    """A connected socket. A client that only ended its input still reads; one that closed has hung up."""
+
+    def __init__(self, socket: trio.SocketStream) -> None:
+        self._socket = socket
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        return bytes(await self._socket.receive_some(max_bytes))
+
+    async def send_all(self, data: bytes) -> None:
+        await self._socket.send_all(data)
+
+    async def wait_gone(self) -> None:
+        await _wait_hang_up(self._socket.socket.fileno())
+
+
+class _Side(Protocol):
+    """One direction of stdin and stdout; each class below uses what its kind of file can do."""
+
+    async def read(self, max_bytes: int) -> bytes: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    def restore(self) -> None: ...
+
+
+class _PollableSide:
+    """A pipe or a socket. Its file description may be shared with whoever started us: blocking mode is restored."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._shared = os.dup(descriptor)
+        self._stream = trio.lowlevel.FdStream(descriptor)
+
+    async def read(self, max_bytes: int) -> bytes:
+        return bytes(await self._stream.receive_some(max_bytes))
+
+    async def write(self, data: bytes) -> None:
+        await self._stream.send_all(data)
+
+    def restore(self) -> None:
+        os.set_blocking(self._shared, True)
+        os.close(self._shared)
+
+
+class _ThreadedSide:
+    """A file or a terminal: the kernel can't tell when it is ready, or must not be asked to."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    async def read(self, max_bytes: int) -> bytes:
+        return await trio.to_thread.run_sync(os.read, self._descriptor, max_bytes, abandon_on_cancel=True)
+
+    async def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[await trio.to_thread.run_sync(os.write, self._descriptor, view) :]
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+
+    def restore(self) -> None:
+        pass
+
+
+class StdioByteStream:
+    """`incoming` and `outgoing` are descriptors of our own, as `claim_pipes` gives them."""
+
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        self._outgoing = outgoing
+        self._reader = _side(incoming)
+        self._writer = _side(outgoing)
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        return await self._reader.read(max_bytes)
+
+    async def send_all(self, data: bytes) -> None:
+        await self._writer.write(data)
+
+    async def wait_gone(self) -> None:
+        await _wait_hang_up(self._outgoing)
+
+    def restore(self) -> None:
+        """Leave the descriptions as they were found; nothing is read or written after it."""
+        self._reader.restore()
+        self._writer.restore()
+
+
+def _side(descriptor: int) -> _Side:
+    mode = os.fstat(descriptor).st_mode
+    pollable = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    return _PollableSide(descriptor) if pollable else _ThreadedSide(descriptor)
+
+
+async def _wait_hang_up(descriptor: int) -> None:
+    """Until the other side of a pipe or a socket is gone; for ever with a file."""
+    poll = select.poll()
+    with suppress(OSError):
+        poll.register(descriptor, 0)
+        while not poll.poll(0):  # noqa: ASYNC110  (the kernel has no event to wait for)
+            await trio.sleep(_GONE_INTERVAL_S)

@@ -1,0 +1,134 @@
+"""One accepted request for text, from its arrival to its one end.
+
+Rule 1: a request ends exactly once, by `finish` or `fail`, and whoever takes it away ends it.
+Rule 2: what was delivered is kept, since only the supervisor outlives a worker.
+Rule 3: nothing is delivered after the end; what comes late is dropped.
+"""
+
+from typing import Protocol
+
+import msgspec
+
+from mlxsup.protocol.errors import RpcError
+from mlxsup.protocol.generation import FinishReason, GenerationResult, Priority, ServedBy, Timings, Usage
+from mlxsup.protocol.worker_link import Generate, Generated
+
+
+class Sink(Protocol):
+    """Where a request's output goes. Calls come in order, `delta` any number of times, then one end."""
+
+    def delta(self, text: str) -> None: ...
+
+    def result(self, result: GenerationResult) -> None: ...
+
+    def error(self, error: RpcError) -> None: ...
+
+
+class Observer(Protocol):
+    """Is told of each request's one end, to count it."""
+
+    def request_ended(self, request: "GenerationRequest", outcome: str) -> None: ...
+
+
+class Marks(msgspec.Struct):
+    """Moments of a request on the monotonic clock, in seconds."""
+
+    accepted_s: float
+    dispatched_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
+
+
+class GenerationRequest:
+    def __init__(
+        self,
+        *,
+        id: int,
+        model: str,
+        order: Generate,
+        priority: Priority,
+        client: str,
+        stream: bool,
+        sink: Sink,
+        observer: Observer,
+        now_s: float,
+        deadline_s: float | None,
+    ) -> None:
+        """`now_s` and `deadline_s` are moments of the monotonic clock."""
+        self.id = id
+        self.model = model
+        self.order = order
+        self.priority = priority
+        self.client = client
+        self.marks = Marks(now_s)
+        self.deadline_s = deadline_s
+        self.tokens: list[int] = []
+        self.prompt_tokens = 0
+        self.cancel_asked = False
+        self.ended = False
+        self._stream = stream
+        self._sink = sink
+        self._observer = observer
+        self._texts: list[str] = []
+
+    def deliver(self, text: str, tokens: list[int], now_s: float) -> None:
+        """Text and tokens that the worker produced at `now_s`."""
+        if self.ended:
+            return
+        if tokens:
+            self.tokens += tokens
+            if self.marks.first_token_s is None:
+                self.marks.first_token_s = now_s
+            self.marks.last_token_s = now_s
+        if text:
+            self._texts.append(text)
+            if self._stream:
+                self._sink.delta(text)
+
+    def finish(self, answer: Generated, generation: int, now_s: float) -> None:
+        self.prompt_tokens = answer.prompt_tokens
+        self._end(answer.finish_reason.value)
+        usage = Usage(
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            cached_tokens=answer.cached_tokens,
+        )
+        self._sink.result(self._result(answer.finish_reason, usage, ServedBy(generation=generation), now_s))
+
+    def finish_cancelled(self, now_s: float) -> None:
+        """Cancelled before a worker had it, or after its worker had gone."""
+        self._end(FinishReason.CANCELLED.value)
+        usage = Usage(prompt_tokens=0, completion_tokens=len(self.tokens))
+        self._sink.result(self._result(FinishReason.CANCELLED, usage, None, now_s))
+
+    def fail(self, error: RpcError) -> None:
+        self._end(error.kind.value)
+        self._sink.error(error)
+
+    def _end(self, outcome: str) -> None:
+        assert not self.ended, "a request ends once"
+        self.ended = True
+        self._observer.request_ended(self, outcome)
+
+    def _result(
+        self, finish: FinishReason, usage: Usage, worker: ServedBy | None, now_s: float
+    ) -> GenerationResult:
+        marks = self.marks
+        decode_s = (marks.last_token_s or 0.0) - (marks.first_token_s or 0.0)
+        decoded = len(self.tokens) - 1
+        return GenerationResult(
+            text="".join(self._texts),
+            finish_reason=finish,
+            usage=usage,
+            timings=Timings(
+                queue_ms=_ms((marks.dispatched_s or now_s) - marks.accepted_s),
+                ttft_ms=None if marks.first_token_s is None else _ms(marks.first_token_s - marks.accepted_s),
+                total_ms=_ms(now_s - marks.accepted_s),
+                tokens_per_second=round(decoded / decode_s, 2) if decoded > 0 and decode_s > 0 else 0.0,
+            ),
+            worker=worker,
+        )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

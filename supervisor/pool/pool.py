@@ -1,0 +1,149 @@
+"""All the models: which names there are, and the runner of each."""
+
+import os
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import psutil
+import trio
+
+from mlxsup import native
+from mlxsup.config.schema import Config
+from mlxsup.config.schema import Model as ModelConfig
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.service import ModelEntry
+from mlxsup.supervisor.events import EventBus
+from mlxsup.supervisor.models.aliases import ALIASES
+from mlxsup.supervisor.models.folder_check import check_folder
+from mlxsup.supervisor.models.names import Folder, Source, check_name, parse_source
+from mlxsup.supervisor.models.store import Store
+from mlxsup.supervisor.pool.launch import worker_command, worker_environment
+from mlxsup.supervisor.pool.life import WorkerSource
+from mlxsup.supervisor.pool.lifecycle import WorkerState
+from mlxsup.supervisor.pool.runner import ModelRunner
+from mlxsup.supervisor.pool.worker import Handlers, Worker, open_worker
+
+
+class Pool:
+    """Runners are made when a model is first named, and live in `nursery` as long as the supervisor."""
+
+    def __init__(
+        self, config: Config, config_folder: Path, store: Store, events: EventBus, nursery: trio.Nursery
+    ) -> None:
+        self._config = config
+        self._config_folder = config_folder
+        self._store = store
+        self._events = events
+        self._nursery = nursery
+        self._runners: dict[str, ModelRunner] = {}
+        for name in config.models:
+            self.runner(name)
+
+    def runner(self, name: str) -> ModelRunner:
+        """The runner of a configured, built-in or pulled model.
+
+        Raises:
+            RpcError: MODEL_NOT_FOUND, INVALID_PARAMS for what is no name at all.
+        """
+        found = self._runners.get(name)
+        if found is not None:
+            return found
+        model = self._config.models.get(name)
+        source = self._source(name, model)
+        if model is None and not isinstance(source, Folder) and source.name not in ALIASES:
+            # A name that nobody configured has to be there, or anybody could fill this table.
+            self._require_pulled(source)
+        runner = ModelRunner(
+            name, model or ModelConfig(), self._config.worker, self._worker_source(source), self._events
+        )
+        self._runners[name] = runner
+        self._nursery.start_soon(runner.run)
+        return runner
+
+    def runners(self) -> list[ModelRunner]:
+        return list(self._runners.values())
+
+    async def list(self) -> list[ModelEntry]:
+        """Configured, loaded or pulled models, and what is known of each."""
+        pulled = {model.name for model in await trio.to_thread.run_sync(self._store.pulled)}
+        entries = [self.entry(runner, pulled) for runner in self._runners.values()]
+        others = sorted((pulled | set(ALIASES)) - set(self._runners))
+        return entries + [_untouched(name, pulled) for name in others]
+
+    def entry(self, runner: ModelRunner, pulled: set[str] | None = None) -> ModelEntry:
+        snapshot = runner.snapshot()
+        source = self._source(runner.name, self._config.models.get(runner.name))
+        here = isinstance(source, Folder) or snapshot.state is WorkerState.READY
+        return ModelEntry(
+            name=runner.name,
+            state=snapshot.state.value,
+            reason=snapshot.reason,
+            pid=snapshot.pid,
+            generation=snapshot.generation,
+            memory_bytes=_resident_bytes(snapshot.pid),
+            pinned=snapshot.pinned,
+            pulled=here or (pulled is not None and not isinstance(source, Folder) and source.name in pulled),
+        )
+
+    def _source(self, name: str, model: ModelConfig | None) -> Source:
+        if model is None:
+            return parse_source(check_name(name), aliases=ALIASES)
+        return parse_source(model.source or name, aliases=ALIASES)
+
+    def _require_pulled(self, source: Source) -> Path:
+        if isinstance(source, Folder):
+            folder = source.locate(base=self._config_folder, home=Path.home())
+            if not folder.is_dir():
+                raise RpcError(
+                    ErrorKind.MODEL_NOT_FOUND,
+                    "the folder that the configuration names for this model is not there",
+                )
+            return folder
+        pulled = self._store.find(source)
+        if pulled is None:
+            raise RpcError(
+                ErrorKind.MODEL_NOT_FOUND,
+                f"the model `{source.name}` is not here: fetch it with `mlxsup pull {source.name}`, or configure one",
+            )
+        return pulled.path
+
+    def _worker_source(self, source: Source) -> WorkerSource:
+        async def locate() -> Path:
+            folder = await trio.to_thread.run_sync(self._require_pulled, source)
+            await trio.to_thread.run_sync(check_folder, folder)
+            return folder
+
+        return WorkerSource(locate=locate, spawn=self._spawn)
+
+    def _spawn(self, handlers: Handlers) -> AbstractAsyncContextManager[Worker]:
+        config = self._config.worker
+        preload = native.preload_environment(config.blas_threads or self._share_of_cores())
+        environment = worker_environment(os.environ, preload)
+        return open_worker(worker_command(config.command), environment, config, handlers)
+
+    def _share_of_cores(self) -> int:
+        """Workers whose BLAS threads outnumber the cores spin against each other: each gets its share."""
+        alive = sum(1 for runner in self._runners.values() if runner.snapshot().pid is not None)
+        return max(1, (os.cpu_count() or 1) // (alive + 1))
+
+
+def _untouched(name: str, pulled: set[str]) -> ModelEntry:
+    return ModelEntry(
+        name=name,
+        state=WorkerState.STOPPED.value,
+        reason=None,
+        pid=None,
+        generation=0,
+        memory_bytes=None,
+        pinned=False,
+        pulled=name in pulled,
+    )
+
+
+def _resident_bytes(pid: int | None) -> int | None:
+    if pid is None:
+        return None
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return None

@@ -1,0 +1,327 @@
+"""One worker process: spawned, talked to, stopped, and always waited for.
+
+Three tasks serve it: a writer, a reader, and one that drains stderr from spawn to the end, since a worker that
+blocks on a full pipe can neither work nor stop. Whoever sends only appends to a buffer: a frame is never torn by
+a cancelled sender.
+
+The stop ladder, each rung with its own grace, climbed only while the process lives: `shutdown` and the end of its
+input, which a worker obeys between two steps of its batch; SIGTERM and SIGCONT; SIGKILL to its process group. On a
+Mac a hard kill can strand wired memory until a reboot, so it is last.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from math import inf
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+
+from mlxsup.config.schema import Worker as WorkerConfig
+from mlxsup.protocol import worker_link as link
+from mlxsup.protocol.errors import RpcError
+from mlxsup.protocol.framing import Frame, LineDecoder
+from mlxsup.protocol.jsonrpc import Response, encode_notification, encode_request, parse_message
+from mlxsup.supervisor.pool.stderr_tail import StderrTail
+
+_log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+_READ_BYTES = 256 * 1024
+# A grandchild that inherited stderr can hold it open long after the worker's death.
+_STDERR_GRACE_S = 0.25
+
+
+class WorkerGoneError(Exception):
+    """The worker ended, or broke the protocol, before it answered."""
+
+
+class LinkFaultError(Exception):
+    """The worker sent what is not the worker protocol."""
+
+
+class Handlers(msgspec.Struct, frozen=True):
+    """What is done, at once and without waiting, with what the worker says by itself."""
+
+    step: Callable[[link.Step], None]
+    answer: Callable[[Response], None]
+    progress: Callable[[link.LoadProgress], None]
+    heartbeat: Callable[[link.Heartbeat], None]
+
+
+class Worker:
+    """Made by `open_worker`, and alive as long as that is open."""
+
+    def __init__(self, process: trio.Process, config: WorkerConfig, handlers: Handlers) -> None:
+        self._process = process
+        self._config = config
+        self._handlers = handlers
+        self._outgoing = bytearray()
+        self._wake_writer = trio.Event()
+        self._end_input = False
+        self._calls: dict[int, Callable[[Response | None], None]] = {}
+        self._last_call_id = 0
+        self.hello: link.Hello | None = None
+        self._hello_came = trio.Event()
+        self.gone = trio.Event()
+        self.fault: str | None = None
+        self.stderr = StderrTail(config.stderr_lines_max, config.stderr_line_bytes_max)
+        self._decode_step = msgspec.json.Decoder(link.Step).decode
+        self._kill_sent = False
+        self._serving = trio.CancelScope()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    @property
+    def killed_by_us(self) -> bool:
+        return self._kill_sent
+
+    def send_request(self, id: int, method: str, params: Any) -> None:
+        """The answer goes to `handlers.answer`. Ids are the caller's, above zero."""
+        self._send(encode_request(id, method, params))
+
+    def send_notification(self, method: str, params: Any) -> None:
+        self._send(encode_notification(method, params))
+
+    async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
+        """Ask and wait for the answer.
+
+        Raises:
+            RpcError: the worker's own refusal.
+            WorkerGoneError: it ended first.
+        """
+        answered = trio.Event()
+        box: list[Response | None] = []
+
+        def settle(response: Response | None) -> None:
+            box.append(response)
+            answered.set()
+
+        # Negative, so that they never meet the ids of requests.
+        self._last_call_id -= 1
+        id = self._last_call_id
+        if self.gone.is_set():
+            raise WorkerGoneError
+        self._calls[id] = settle
+        try:
+            self._send(encode_request(id, method, params))
+            await answered.wait()
+        finally:
+            self._calls.pop(id, None)
+        response = box[0]
+        if response is None:
+            raise WorkerGoneError
+        if response.error is not None:
+            raise RpcError.from_object(response.error)
+        try:
+            return msgspec.json.decode(response.result or b"null", type=result_type)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise WorkerGoneError from error
+
+    async def wait_hello(self) -> link.Hello:
+        """Raises WorkerGoneError if it ends before."""
+        await self._hello_came.wait()
+        if self.hello is None:
+            raise WorkerGoneError
+        return self.hello
+
+    async def stop(self) -> None:
+        """Climb the stop ladder until the process has ended; shielded, and bounded by the graces."""
+        config = self._config
+        with trio.CancelScope(shield=True):
+            shutdown = link.Shutdown(grace_s=config.exit_grace_s + config.term_grace_s)
+            self.send_notification(link.SHUTDOWN, shutdown)
+            self._close_input()
+            if await self._ended_within(config.exit_grace_s):
+                return
+            _log.warning("worker %d has not ended by itself: sending SIGTERM", self.pid)
+            self._signal_group(signal.SIGTERM)
+            self._signal_group(signal.SIGCONT)
+            if await self._ended_within(config.term_grace_s):
+                return
+            await self.kill()
+
+    async def kill(self) -> None:
+        """The last rung: SIGKILL to the whole group."""
+        with trio.CancelScope(shield=True):
+            _log.warning("killing worker %d", self.pid)
+            self._kill_sent = True
+            self._signal_group(signal.SIGKILL)
+            if not await self._ended_within(self._config.kill_grace_s):
+                _log.error(
+                    "worker %d survives SIGKILL: the kernel holds it, and nobody waits for it", self.pid
+                )
+                self._serving.cancel()
+
+    async def _ended_within(self, grace_s: float) -> bool:
+        with trio.move_on_after(grace_s):
+            await self._process.wait()
+        return self._process.returncode is not None
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        # It leads its own session, so its pid is the group's id. EPERM: only zombies are left (macOS).
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def _send(self, frame: bytes) -> None:
+        if self._end_input:
+            return
+        self._outgoing += frame
+        self._outgoing += b"\n"
+        self._wake_writer.set()
+
+    def _close_input(self) -> None:
+        self._end_input = True
+        self._wake_writer.set()
+
+    async def run(self) -> None:
+        """Serve the pipes until the process has ended; then `gone` is set, and every call is settled."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._serving = nursery.cancel_scope
+                nursery.start_soon(self._write)
+                nursery.start_soon(self._drain_stderr)
+                nursery.start_soon(self._read)
+                await self._process.wait()
+                # What it forked ends with it.
+                self._signal_group(signal.SIGKILL)
+                self._close_input()
+                # What it wrote before its end is still in the pipes, which a grandchild may keep open.
+                nursery.cancel_scope.deadline = trio.current_time() + _STDERR_GRACE_S
+        finally:
+            self._hello_came.set()
+            self.gone.set()
+            for settle in list(self._calls.values()):
+                settle(None)
+
+    async def _write(self) -> None:
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            while self._outgoing or not self._end_input:
+                if not self._outgoing:
+                    await self._wake_writer.wait()
+                self._wake_writer = trio.Event()
+                data, self._outgoing = self._outgoing, bytearray()
+                if data:
+                    await stdin.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # It is ending; its exit status says why.
+            pass
+        finally:
+            self._end_input = True
+            await trio.aclose_forcefully(stdin)
+
+    async def _read(self) -> None:
+        stdout = self._process.stdout
+        assert stdout is not None
+        decoder = LineDecoder(link.FRAME_BYTES_MAX)
+        try:
+            while chunk := await stdout.receive_some(_READ_BYTES):
+                for event in decoder.feed(bytes(chunk)):
+                    if not isinstance(event, Frame):
+                        raise LinkFaultError("a frame over the limit")
+                    self._take(event.data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except (LinkFaultError, RpcError) as fault:
+            self.fault = str(fault)
+            _log.error("worker %d broke the protocol: %s", self.pid, fault)
+            # Nothing that it says from now on can be trusted.
+            await self.kill()
+
+    def _take(self, frame: bytes) -> None:
+        try:
+            message = parse_message(frame)
+            if isinstance(message, Response):
+                self._take_answer(message)
+                return
+            params = message.params or b"{}"
+            match message.method:
+                case link.STEP:
+                    self._handlers.step(self._decode_step(params))
+                case link.HEARTBEAT:
+                    self._handlers.heartbeat(msgspec.json.decode(params, type=link.Heartbeat))
+                case link.PROGRESS:
+                    self._handlers.progress(msgspec.json.decode(params, type=link.LoadProgress))
+                case link.HELLO:
+                    self.hello = msgspec.json.decode(params, type=link.Hello)
+                    self._hello_came.set()
+                case _:
+                    raise LinkFaultError("an unknown method")
+        except ValueError as error:
+            raise LinkFaultError(f"{error} (a frame of {len(frame)} bytes)") from None
+
+    def _take_answer(self, response: Response) -> None:
+        if not isinstance(response.id, int):
+            raise LinkFaultError("an answer without an id of ours")
+        if response.id > 0:
+            self._handlers.answer(response)
+        elif settle := self._calls.pop(response.id, None):
+            settle(response)
+
+    async def _drain_stderr(self) -> None:
+        stderr = self._process.stderr
+        assert stderr is not None
+        try:
+            while chunk := await stderr.receive_some(_READ_BYTES):
+                self.stderr.feed(bytes(chunk))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self.stderr.finish()
+
+
+@asynccontextmanager
+async def open_worker(
+    command: list[str], environment: dict[str, str], config: WorkerConfig, handlers: Handlers
+) -> AsyncIterator[Worker]:
+    """Spawn a worker; leaving the block stops it, whatever the reason, and waits for its end.
+
+    Raises:
+        OSError: it could not be spawned.
+    """
+    # open_process can't be cancelled half way, and nothing is awaited between it and the try.
+    process = await trio.lowlevel.open_process(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd="/",
+        # Its own session: a terminal's Ctrl-C is ours to handle, and one signal reaches all its children.
+        start_new_session=True,
+    )
+    worker = Worker(process, config, handlers)
+    try:
+        async with trio.open_nursery() as nursery:
+            # The pipes are served until the process has ended, whatever is cancelled around them.
+            nursery.start_soon(partial(_run_shielded, worker))
+            try:
+                yield worker
+            finally:
+                await worker.stop()
+                with trio.CancelScope(shield=True):
+                    await worker.gone.wait()
+    finally:
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with trio.CancelScope(deadline=-inf, shield=True):
+                    await stream.aclose()
+
+
+async def _run_shielded(worker: Worker) -> None:
+    with trio.CancelScope(shield=True):
+        await worker.run()

@@ -1,0 +1,251 @@
+"""What the methods do, whatever the transport: one function for each, and the one admission path for text."""
+
+import os
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import msgspec
+import psutil
+import trio
+
+from mlxsup.config.schema import Config
+from mlxsup.protocol import generation, openrpc, service, worker_link
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.methods import PROTOCOL_VERSION
+from mlxsup.supervisor.events import EventBus
+from mlxsup.supervisor.generation.request import GenerationRequest, Sink
+from mlxsup.supervisor.generation.translate import make_order
+from mlxsup.supervisor.measure.counters import RequestCounters
+from mlxsup.supervisor.models.pull import pull
+from mlxsup.supervisor.models.store import Store
+from mlxsup.supervisor.pool.lifecycle import WorkerState
+from mlxsup.supervisor.pool.pool import Pool
+from mlxsup.supervisor.pool.runner import ModelRunner
+
+_SEED_BITS = 63
+
+
+class Caller(Protocol):
+    """The call that a method answers, as far as the method needs it."""
+
+    def progress(self, value: dict[str, Any]) -> None: ...
+
+    def subscribe(self, topics: frozenset[str]) -> None: ...
+
+
+class Running(msgspec.Struct, frozen=True):
+    """An accepted request for text, for the one who may cancel it."""
+
+    request: GenerationRequest
+    runner: ModelRunner
+
+    def cancel(self) -> None:
+        self.runner.cancel(self.request)
+
+
+Handler = Callable[[Any, Caller], Awaitable[Any]]
+
+
+class Service:
+    """`shutdown_asked` is set once somebody wants the supervisor to end; `drain_s` says how gently."""
+
+    def __init__(
+        self, config: Config, pool: Pool, store: Store, events: EventBus, nursery: trio.Nursery
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._store = store
+        self._events = events
+        self._nursery = nursery
+        self._counters = RequestCounters()
+        self._deadlines: dict[int, trio.CancelScope] = {}
+        self._last_request_id = 0
+        self._started_s = time.monotonic()
+        self.connections = 0
+        self.shutdown_asked = trio.Event()
+        self.drain_s = config.server.drain_s
+        self.handlers: dict[str, Handler] = {
+            "server/info": self._info,
+            "server/health": self._health,
+            "server/stats": self._stats,
+            "server/subscribe": self._subscribe,
+            "server/shutdown": self._shutdown,
+            "rpc.discover": self._discover,
+            "model/list": self._list,
+            "model/load": self._load,
+            "model/unload": self._unload,
+            "model/pull": self._pull,
+            "embed": self._embed,
+            "tokenize": self._tokenize,
+            "detokenize": self._detokenize,
+        }
+
+    @property
+    def events(self) -> EventBus:
+        return self._events
+
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    def generate(
+        self, params: generation.ChatParams | generation.GenerateParams, client: str, sink: Sink
+    ) -> Running:
+        """Accept a request for text; from then on it ends through `sink`.
+
+        Raises:
+            RpcError: it is refused.
+        """
+        if self.shutdown_asked.is_set():
+            raise RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
+        order = make_order(params, self._config.generation, secrets.randbits(_SEED_BITS))
+        runner = self._pool.runner(params.model)
+        now_s = trio.current_time()
+        self._last_request_id += 1
+        request = GenerationRequest(
+            id=self._last_request_id,
+            model=params.model,
+            order=order,
+            priority=params.priority or generation.Priority.NORMAL,
+            client=params.client or client,
+            stream=params.stream,
+            sink=sink,
+            observer=self,
+            now_s=now_s,
+            deadline_s=None if params.deadline_ms is None else now_s + params.deadline_ms / 1000,
+        )
+        runner.submit(request)
+        self._counters.request_accepted(request)
+        if request.deadline_s is not None and not request.ended:
+            self._deadlines[request.id] = scope = trio.CancelScope(deadline=request.deadline_s)
+            self._nursery.start_soon(self._expire, runner, request, scope)
+        return Running(request, runner)
+
+    def request_ended(self, request: GenerationRequest, outcome: str) -> None:
+        self._counters.request_ended(request, outcome)
+        deadline = self._deadlines.pop(request.id, None)
+        if deadline is not None:
+            deadline.cancel()
+
+    async def _expire(
+        self, runner: ModelRunner, request: GenerationRequest, deadline: trio.CancelScope
+    ) -> None:
+        with deadline:
+            await trio.sleep_forever()
+        # Does nothing to a request whose end has cancelled the scope.
+        runner.expire(request)
+
+    async def _info(self, _: service.NoParams, __: Caller) -> service.ServerInfo:
+        config = self._config
+        hello = next((s.hello for r in self._pool.runners() if (s := r.snapshot()).hello), None)
+        return service.ServerInfo(
+            name="mlxsup",
+            version=version("mlxsup"),
+            protocol_version=PROTOCOL_VERSION,
+            platform=f"{sys.platform}-{os.uname().machine}",
+            device=hello.device if hello else None,
+            mlx_version=version("mlx"),
+            mlx_lm_version=version("mlx-lm"),
+            limits=service.Limits(
+                frame_bytes_max=config.server.frame_bytes_max,
+                batch_calls_max=config.server.batch_calls_max,
+                in_flight_requests_max=config.server.in_flight_requests_max,
+                queue_requests_max=max(model.queue_requests_max for model in config.models.values()),
+                max_tokens_default=config.generation.max_tokens,
+            ),
+        )
+
+    async def _health(self, _: service.NoParams, __: Caller) -> service.Health:
+        models = {}
+        for runner in self._pool.runners():
+            snapshot = runner.snapshot()
+            models[runner.name] = service.ModelHealth(state=snapshot.state.value, reason=snapshot.reason)
+        usable = any(health.state != WorkerState.FAILED for health in models.values())
+        return service.Health(live=True, ready=usable and not self.shutdown_asked.is_set(), models=models)
+
+    async def _stats(self, _: service.NoParams, __: Caller) -> service.Stats:
+        runners = self._pool.runners()
+        by_priority: dict[str, int] = {}
+        for runner in runners:
+            for priority, count in runner.queued_by_priority().items():
+                by_priority[priority] = by_priority.get(priority, 0) + count
+        overall, models, priorities = self._counters.read({r.name: r.queued for r in runners}, by_priority)
+        return service.Stats(
+            supervisor=service.SupervisorStats(
+                uptime_s=round(time.monotonic() - self._started_s, 3),
+                resident_bytes=psutil.Process().memory_info().rss,
+                connections=self.connections,
+            ),
+            overall=overall,
+            models=models,
+            priorities=priorities,
+        )
+
+    async def _subscribe(self, params: service.SubscribeParams, caller: Caller) -> service.SubscribeResult:
+        unknown = sorted(set(params.topics) - set(service.TOPICS))
+        if unknown:
+            raise RpcError(
+                ErrorKind.INVALID_PARAMS,
+                f"unknown topic `{unknown[0]}` in `$.topics`; known are {', '.join(service.TOPICS)}",
+                path="$.topics",
+            )
+        caller.subscribe(frozenset(params.topics))
+        return service.SubscribeResult(topics=sorted(set(params.topics)))
+
+    async def _shutdown(self, params: service.ShutdownParams, _: Caller) -> service.NoResult:
+        if params.drain_ms is not None:
+            self.drain_s = params.drain_ms / 1000
+        self.shutdown_asked.set()
+        return service.NoResult()
+
+    async def _discover(self, _: service.NoParams, __: Caller) -> dict[str, Any]:
+        return openrpc.document(version("mlxsup"))
+
+    async def _list(self, _: service.NoParams, __: Caller) -> service.ModelList:
+        return service.ModelList(models=await self._pool.list())
+
+    async def _load(self, params: service.LoadParams, caller: Caller) -> service.ModelEntry:
+        runner = self._pool.runner(params.model)
+
+        def report(progress: worker_link.LoadProgress) -> None:
+            caller.progress(msgspec.to_builtins(progress))
+
+        await runner.load(pin=params.pin, options=params.options, on_progress=report)
+        return self._pool.entry(runner)
+
+    async def _unload(self, params: service.UnloadParams, _: Caller) -> service.NoResult:
+        await self._pool.runner(params.model).unload(force=params.force)
+        return service.NoResult()
+
+    async def _pull(self, params: service.PullParams, caller: Caller) -> service.PullResult:
+        configured = self._config.models.get(params.model)
+        name = configured.source if configured is not None and configured.source else params.model
+        pulled = await pull(
+            name,
+            store_root=self._store.root,
+            on_progress=lambda progress: caller.progress(msgspec.to_builtins(progress)),
+        )
+        return service.PullResult(path=str(pulled.path), digest=pulled.digest)
+
+    async def _embed(self, params: service.EmbedParams, _: Caller) -> service.EmbedResult:
+        self._pool.runner(params.model)
+        raise RpcError(
+            ErrorKind.UNSUPPORTED,
+            "`embed` is not supported by this model's engine; use an embedding model's own server",
+        )
+
+    async def _tokenize(self, params: service.TokenizeParams, _: Caller) -> service.TokenizeResult:
+        question = worker_link.Tokenize(text=params.text)
+        runner = self._pool.runner(params.model)
+        answer = await runner.call(worker_link.TOKENIZE, question, worker_link.Tokenized)
+        return service.TokenizeResult(tokens=answer.tokens)
+
+    async def _detokenize(self, params: service.DetokenizeParams, _: Caller) -> service.DetokenizeResult:
+        question = worker_link.Detokenize(tokens=params.tokens)
+        runner = self._pool.runner(params.model)
+        answer = await runner.call(worker_link.DETOKENIZE, question, worker_link.Detokenized)
+        return service.DetokenizeResult(text=answer.text)

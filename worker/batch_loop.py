@@ -1,0 +1,102 @@
+"""The MLX thread's loop: take what is in the inbox, compute one step, send what it gave. Repeat.
+
+No timed windows: a lone token leaves at once, and under load the frame of one step carries many.
+Every request that came in is answered exactly once: by its last emission, by a cancel, or by the
+preparation that refused it.
+"""
+
+import msgspec
+
+from mlxsup.protocol import worker_link as link
+from mlxsup.protocol.exit_codes import ExitCode
+from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.jsonrpc import encode_result
+from mlxsup.worker.engine.interface import Emission, Engine
+from mlxsup.worker.inbox import Command, EndOfInput, Inbox
+from mlxsup.worker.outbox import Outbox
+from mlxsup.worker.preparation import Preparation, Ready
+from mlxsup.worker.vitals import Vitals
+
+
+class _Counts(msgspec.Struct):
+    """Of one sequence in the batch, in tokens."""
+
+    prompt: int
+    completion: int = 0
+
+
+class BatchLoop:
+    def __init__(self, engine: Engine, inbox: Inbox, outbox: Outbox, vitals: Vitals) -> None:
+        self._engine = engine
+        self._inbox = inbox
+        self._outbox = outbox
+        self._vitals = vitals
+        self._preparation = Preparation(engine, outbox, inbox.put)
+        # False once its cancel has come.
+        self._preparing: dict[int, bool] = {}
+        self._running: dict[int, _Counts] = {}
+        self._steps = 0
+
+    def run(self) -> ExitCode:
+        """Until the supervisor says to end, or its pipe closes."""
+        while True:
+            idle = not self._running
+            self._vitals.advance("idle" if idle else "batch", self._steps, len(self._running))
+            for item in self._inbox.take(wait=idle):
+                end = self._handle(item)
+                if end is not None:
+                    return end
+            if self._running:
+                self._send(self._engine.step())
+                self._steps += 1
+
+    def _handle(self, item: Command | Ready | EndOfInput) -> ExitCode | None:
+        match item:
+            case Ready(id=id, prepared=prepared):
+                wanted = self._preparing.pop(id)
+                if prepared is not None:
+                    self._running[id] = _Counts(len(prepared.prompt_tokens))
+                    if wanted:
+                        self._engine.submit(id, prepared)
+                    else:
+                        self._send([Emission(id, "", [], FinishReason.CANCELLED)])
+            case EndOfInput(fault=fault):
+                return ExitCode.CLEAN if fault is None else ExitCode.PROTOCOL_ERROR
+            case Command(params=link.Shutdown()):
+                return ExitCode.CLEAN
+            case Command(params=link.Cancel(id=id)):
+                self._cancel(id)
+            case Command(params=link.Load()):
+                return ExitCode.PROTOCOL_ERROR
+            case Command(id=id, params=link.Generate()):
+                self._preparing[id] = True
+                self._preparation.put(item)
+            case Command():
+                self._preparation.put(item)
+        return None
+
+    def _cancel(self, id: int) -> None:
+        """An unknown id is one that has just ended: the race is normal."""
+        if id in self._running:
+            self._send([self._engine.cancel(id)])
+        elif id in self._preparing:
+            self._preparing[id] = False
+
+    def _send(self, emissions: list[Emission]) -> None:
+        deltas = []
+        answers = []
+        for emission in emissions:
+            counts = self._running[emission.id]
+            counts.completion += len(emission.tokens)
+            if emission.tokens or emission.text:
+                deltas.append(link.Delta(emission.id, emission.text, emission.tokens))
+            if emission.finish is not None:
+                del self._running[emission.id]
+                answer = link.Generated(
+                    finish_reason=emission.finish,
+                    prompt_tokens=counts.prompt,
+                    completion_tokens=counts.completion,
+                )
+                answers.append(encode_result(emission.id, answer))
+        if deltas or answers:
+            self._outbox.send_step(deltas, answers)

@@ -1,0 +1,131 @@
+"""Text to tokens and back: templates, encoding, and decoding one token at a time."""
+
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from tokenizers.decoders import DecodeStream
+
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.generation import ImagePart, Message, TextPart
+
+
+class TokenStream(Protocol):
+    """Decodes one sequence; the pieces and the flush together are `TextCodec.decode` of its tokens."""
+
+    def add(self, token: int) -> str:
+        """The text that this token made certain: never a part of a character."""
+        ...
+
+    def flush(self) -> str:
+        """What is left when no more tokens come; bytes that are no character show as U+FFFD."""
+        ...
+
+
+class TextCodec:
+    """Safe in several threads: nothing of the tokenizer is ever reconfigured."""
+
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        self._tokenizer = tokenizer
+        # None for a tokenizer in plain Python, which mlx-lm's own detokenizer then decodes.
+        self._backend: Any = getattr(tokenizer._tokenizer, "backend_tokenizer", None)  # noqa: SLF001
+        self.eos_tokens = tuple(sorted(tokenizer.eos_token_ids))
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """`special` adds what the model expects around a text, such as a beginning-of-sequence token."""
+        if self._backend is None:
+            return list(self._tokenizer.encode(text, add_special_tokens=special))
+        # The batch call leaves the interpreter lock alone meanwhile, and computes no offsets.
+        return list(self._backend.encode_batch_fast([text], add_special_tokens=special)[0].ids)
+
+    def decode(self, tokens: list[int]) -> str:
+        if self._backend is None:
+            return str(self._tokenizer.decode(tokens))
+        return str(self._backend.decode(tokens, skip_special_tokens=False))
+
+    def stream(self) -> TokenStream:
+        return _PlainStream(self._tokenizer) if self._backend is None else _FastStream(self._backend)
+
+    def render_chat(self, messages: list[Message]) -> str:
+        """The prompt that the model's chat template makes of a conversation.
+
+        Raises:
+            RpcError: UNSUPPORTED for images or where there is no template, INVALID_PARAMS with the template's
+                own words where it refuses the conversation.
+        """
+        if not self._tokenizer.has_chat_template:
+            raise RpcError(
+                ErrorKind.UNSUPPORTED,
+                "this model has no chat template: use `generate` with a prompt of your own",
+                path="$.messages",
+            )
+        turns = [_turn(message, index) for index, message in enumerate(messages)]
+        try:
+            return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            raise RpcError(
+                ErrorKind.INVALID_PARAMS,
+                f"the model's chat template refuses `$.messages`: {error}",
+                path="$.messages",
+            ) from None
+
+
+def _turn(message: Message, index: int) -> dict[str, Any]:
+    turn: dict[str, Any] = {
+        # Few templates know the newer name of the same role.
+        "role": "system" if message.role == "developer" else message.role,
+        "content": _content(message, index),
+    }
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_calls is not None:
+        turn["tool_calls"] = message.tool_calls
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+def _content(message: Message, index: int) -> str:
+    if message.content is None or isinstance(message.content, str):
+        return message.content or ""
+    texts = []
+    for number, part in enumerate(message.content):
+        match part:
+            case TextPart(text=text):
+                texts.append(text)
+            case ImagePart():
+                path = f"$.messages[{index}].content[{number}]"
+                raise RpcError(
+                    ErrorKind.UNSUPPORTED, f"this model takes no images, but `{path}` is one", path=path
+                )
+    return "".join(texts)
+
+
+class _FastStream:
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._stream = DecodeStream(skip_special_tokens=False)
+        self._tokens: list[int] = []
+        self._chars_given = 0
+
+    def add(self, token: int) -> str:
+        self._tokens.append(token)
+        piece = self._stream.step(self._backend, token) or ""
+        self._chars_given += len(piece)
+        return piece
+
+    def flush(self) -> str:
+        return str(self._backend.decode(self._tokens, skip_special_tokens=False))[self._chars_given :]
+
+
+class _PlainStream:
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        self._detokenizer = tokenizer.detokenizer
+
+    def add(self, token: int) -> str:
+        self._detokenizer.add_token(token)
+        return str(self._detokenizer.last_segment)
+
+    def flush(self) -> str:
+        self._detokenizer.finalize()
+        return str(self._detokenizer.last_segment)

@@ -1,0 +1,28 @@
+"""Reports what the MLX thread last finished, from a thread of its own."""
+
+import threading
+import time
+
+from mlxsup.protocol.jsonrpc import encode_notification
+from mlxsup.protocol.worker_link import HEARTBEAT, Heartbeat
+from mlxsup.worker.outbox import Outbox
+from mlxsup.worker.vitals import Vitals
+
+
+def start_heartbeat(vitals: Vitals, outbox: Outbox, interval_s: float) -> None:
+    def beat() -> None:
+        while True:
+            time.sleep(interval_s)
+            mark = vitals.read()
+            report = Heartbeat(
+                phase=mark.phase,
+                work=mark.work,
+                still_s=time.monotonic() - mark.at_s,
+                sequences=mark.sequences,
+                active_bytes=mark.active_bytes,
+                cache_bytes=mark.cache_bytes,
+                peak_bytes=mark.peak_bytes,
+            )
+            outbox.send_heartbeat(encode_notification(HEARTBEAT, report))
+
+    threading.Thread(target=beat, name="heartbeat", daemon=True).start()

@@ -1,0 +1,113 @@
+"""The way out: frames to the supervisor, without the MLX thread ever waiting for the pipe.
+
+A frame goes straight into the pipe while it has room, since handing it to another thread would cost it a
+turn of the interpreter lock. Once the pipe is full, a writer thread takes over, and what comes meanwhile is
+merged: one delta for each sequence, however many steps it missed. What is held is therefore bounded by the
+text of the sequences in flight.
+"""
+
+import os
+import select
+import threading
+from collections.abc import Sequence
+
+from mlxsup.protocol.jsonrpc import encode_notification
+from mlxsup.protocol.worker_link import STEP, Delta, Step
+
+
+class Outbox:
+    """Any thread may send; of one sequence, deltas leave before the answer that follows them."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._deltas: dict[int, Delta] = {}
+        self._frames: list[bytes] = []
+        self._heartbeat = b""
+        self._torn = b""
+        self._full = False
+        self._wake_writer = threading.Event()
+        self._broken = False
+        self._drained = threading.Condition(self._lock)
+        threading.Thread(target=self._write_when_full, name="writer", daemon=True).start()
+
+    def send(self, frame: bytes) -> None:
+        self.send_step((), (frame,))
+
+    def send_step(self, deltas: Sequence[Delta], frames: Sequence[bytes] = ()) -> None:
+        """Deltas of one step, and after them the answers of the sequences that it ended."""
+        with self._lock:
+            for delta in deltas:
+                self._merge(delta)
+            self._frames.extend(frames)
+            if not self._full:
+                self._pump()
+
+    def send_heartbeat(self, frame: bytes) -> None:
+        """A report that replaces the one before, if that has not left yet."""
+        with self._lock:
+            self._heartbeat = frame
+            if not self._full:
+                self._pump()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was sent is in the pipe; False when it takes too long or nobody reads."""
+        with self._lock:
+            return (
+                self._drained.wait_for(lambda: not self._full or self._broken, timeout_s) and not self._broken
+            )
+
+    def _merge(self, delta: Delta) -> None:
+        waiting = self._deltas.get(delta.id)
+        if waiting is not None:
+            delta = Delta(delta.id, waiting.text + delta.text, waiting.tokens + delta.tokens)
+        self._deltas[delta.id] = delta
+
+    def _pump(self) -> None:
+        """Write what the pipe takes; `_full` says afterwards whether something is left."""
+        if self._broken:
+            self._deltas.clear()
+            self._frames.clear()
+            self._heartbeat = b""
+            return
+        data = self._torn
+        if self._deltas or self._frames or self._heartbeat:
+            data += self._encode()
+        try:
+            written = os.write(self._descriptor, data) if data else 0
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            # The supervisor is gone; the reader thread ends the process.
+            self._broken = True
+            written = len(data)
+        self._torn = data[written:]
+        self._full = bool(self._torn)
+        if self._full:
+            self._wake_writer.set()
+        else:
+            self._drained.notify_all()
+
+    def _encode(self) -> bytes:
+        lines = self._frames
+        if self._deltas:
+            lines = [encode_notification(STEP, Step(deltas=list(self._deltas.values()))), *lines]
+            self._deltas.clear()
+        if self._heartbeat:
+            lines.append(self._heartbeat)
+            self._heartbeat = b""
+        data = b"\n".join(lines) + b"\n"
+        self._frames = []
+        return data
+
+    def _write_when_full(self) -> None:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        while True:
+            self._wake_writer.wait()
+            poll.poll()
+            with self._lock:
+                self._pump()
+                if not self._full:
+                    self._wake_writer.clear()

@@ -1,0 +1,65 @@
+"""Makes requests ready beside the MLX thread: a long prompt's tokenising never stops the batch."""
+
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+import msgspec
+
+from mlxsup.protocol import worker_link as link
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.jsonrpc import encode_error, encode_result
+from mlxsup.worker.engine.interface import Engine, Prepared
+from mlxsup.worker.inbox import Command
+from mlxsup.worker.outbox import Outbox
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """A request to start; `prepared` is None when it was answered with an error instead."""
+
+    id: int
+    prepared: Prepared | None
+
+
+class Preparation:
+    """One thread; `put` never waits. Results go to `deliver`, answers that need no MLX to the outbox."""
+
+    def __init__(self, engine: Engine, outbox: Outbox, deliver: Callable[[Ready], None]) -> None:
+        self._engine = engine
+        self._outbox = outbox
+        self._deliver = deliver
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="preparation", daemon=True).start()
+
+    def put(self, command: Command) -> None:
+        self._commands.put(command)
+
+    def _run(self) -> None:
+        while True:
+            command = self._commands.get()
+            prepared = None
+            try:
+                prepared = self._prepare(command)
+            except RpcError as error:
+                self._outbox.send(encode_error(command.id, error))
+            except Exception:  # noqa: BLE001  (a tokenizer's or a template's own failure ends one request only)
+                traceback.print_exc(file=sys.stderr)
+                failure = RpcError(
+                    ErrorKind.INTERNAL, "cannot prepare this request: the model's tokenizer failed on it"
+                )
+                self._outbox.send(encode_error(command.id, failure))
+            if isinstance(command.params, link.Generate):
+                self._deliver(Ready(command.id, prepared))
+
+    def _prepare(self, command: Command) -> Prepared | None:
+        match command.params:
+            case link.Generate() as request:
+                return self._engine.prepare(request)
+            case link.Tokenize(text=text):
+                result: object = link.Tokenized(tokens=self._engine.tokenize(text))
+            case link.Detokenize(tokens=tokens):
+                result = link.Detokenized(text=self._engine.detokenize(tokens))
+        self._outbox.send(encode_result(command.id, result))
+        return None

@@ -1,0 +1,154 @@
+"""A worker's life: say hello, load what it is told, compute until it is told to end.
+
+It ends itself when its input closes, in three ways, the first that can: the batch loop sees it between two
+steps; the reader thread waits a moment for that and then exits; the native watch does the same without the
+interpreter lock, while some library holds it.
+"""
+
+import faulthandler
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+from importlib.metadata import version
+from typing import NoReturn
+
+from mlxsup import native
+from mlxsup.protocol import worker_link as link
+from mlxsup.protocol.descriptors import Pipes
+from mlxsup.protocol.errors import RpcError
+from mlxsup.protocol.exit_codes import ExitCode
+from mlxsup.protocol.jsonrpc import encode_error, encode_notification, encode_result
+from mlxsup.worker.batch_loop import BatchLoop
+from mlxsup.worker.engine.interface import Engine, LoadEngine
+from mlxsup.worker.heartbeat import start_heartbeat
+from mlxsup.worker.inbox import Command, EndOfInput, Inbox, read_commands
+from mlxsup.worker.mlx_policy import apply_limits
+from mlxsup.worker.outbox import Outbox
+from mlxsup.worker.vitals import Vitals
+
+# From the end of the input to a hard exit: enough to finish a write, short enough to leave no orphan.
+ORPHAN_GRACE_S = 0.3
+_DRAIN_S = 5.0
+# Progress of a load is a courtesy: more often than this nobody can see it.
+_PROGRESS_INTERVAL_S = 0.1
+
+# How MLX's own errors begin after which nothing in GPU memory can be trusted.
+_GPU_ERRORS = ("[METAL]", "[metal::", "CUDA", "cuda")
+
+
+class _Life:
+    """What the reader thread and the main thread share about the end."""
+
+    def __init__(self) -> None:
+        self.grace_s = ORPHAN_GRACE_S
+        self.over = threading.Event()
+
+
+def run_worker(pipes: Pipes, load_engine: LoadEngine) -> NoReturn:
+    """Serve on `pipes` until told to end; exits the process with an `ExitCode`."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    # A terminal's Ctrl-C is the supervisor's business.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    life = _Life()
+    inbox = Inbox()
+    outbox = Outbox(pipes.outgoing)
+    watch = native.watch_orphan(pipes.incoming, int(ORPHAN_GRACE_S * 1000), int(ExitCode.ORPHANED))
+
+    def deliver(item: Command | EndOfInput) -> None:
+        if isinstance(item, Command) and isinstance(item.params, link.Shutdown):
+            life.grace_s = max(item.params.grace_s, ORPHAN_GRACE_S)
+            if watch is not None:
+                watch.set_grace_ms(int(life.grace_s * 1000))
+        inbox.put(item)
+
+    def read() -> None:
+        read_commands(pipes.incoming, deliver)
+        if not life.over.wait(life.grace_s):
+            os._exit(ExitCode.ORPHANED)
+
+    threading.Thread(target=read, name="reader", daemon=True).start()
+    try:
+        code = _serve(inbox, outbox, load_engine, orphan_watch=watch is not None)
+    except Exception as error:  # noqa: BLE001  (every exception that gets here ends the process, with its class)
+        traceback.print_exc(file=sys.stderr)
+        code = ExitCode.GPU_ERROR if str(error).startswith(_GPU_ERRORS) else ExitCode.DEFECT
+    life.over.set()
+    outbox.drain(_DRAIN_S)
+    sys.stderr.flush()
+    # Not sys.exit: tearing down a GPU runtime with threads alive is a crash of its own.
+    os._exit(code)
+
+
+def _serve(inbox: Inbox, outbox: Outbox, load_engine: LoadEngine, *, orphan_watch: bool) -> ExitCode:
+    vitals = Vitals()
+    outbox.send(encode_notification(link.HELLO, _hello(orphan_watch)))
+    held: list[object] = []
+    load = None
+    while load is None:
+        for item in inbox.take(wait=True):
+            if isinstance(item, EndOfInput):
+                return ExitCode.CLEAN
+            if isinstance(item.params, link.Shutdown):
+                return ExitCode.CLEAN
+            if isinstance(item.params, link.Load):
+                load = item
+            elif load is None:
+                return ExitCode.PROTOCOL_ERROR
+            else:
+                held.append(item)
+    engine = _load(load, load_engine, outbox, vitals)
+    if engine is None:
+        return ExitCode.BAD_CONFIGURATION
+    for item in held:
+        inbox.put(item)
+    return BatchLoop(engine, inbox, outbox, vitals).run()
+
+
+def _load(command: Command, load_engine: LoadEngine, outbox: Outbox, vitals: Vitals) -> Engine | None:
+    order = command.params
+    start_heartbeat(vitals, outbox, order.heartbeat_interval_s)
+    apply_limits(order.wired_limit_bytes, order.cache_limit_bytes)
+    last_phase, last_s = "", 0.0
+
+    def report(phase: str, bytes_done: int, bytes_total: int) -> None:
+        vitals.advance(f"load:{phase}", bytes_done)
+        nonlocal last_phase, last_s
+        now_s = time.monotonic()
+        if phase != last_phase or now_s - last_s >= _PROGRESS_INTERVAL_S or bytes_done == bytes_total:
+            last_phase, last_s = phase, now_s
+            progress = link.LoadProgress(phase=phase, bytes_done=bytes_done, bytes_total=bytes_total)
+            outbox.send(encode_notification(link.PROGRESS, progress))
+
+    try:
+        engine = load_engine(order, report)
+    except RpcError as error:
+        outbox.send(encode_error(command.id, error))
+        return None
+    outbox.send(encode_result(command.id, engine.loaded))
+    return engine
+
+
+def _hello(orphan_watch: bool) -> link.Hello:
+    import mlx.core as mx
+
+    return link.Hello(
+        pid=os.getpid(),
+        python=platform.python_version(),
+        mlx=version("mlx"),
+        mlx_lm=version("mlx-lm"),
+        device=_device(str(mx.default_device().type).rpartition(".")[2]),
+        orphan_watch=orphan_watch,
+    )
+
+
+def _device(kind: str) -> str:
+    if kind != "gpu":
+        return "cpu"
+    import mlx.core as mx
+
+    return "metal" if mx.metal.is_available() else "cuda"

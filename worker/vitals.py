@@ -1,0 +1,40 @@
+"""What the MLX thread last finished, as the heartbeat reports it.
+
+One writer, the MLX thread; the heartbeat thread only reads, so that "alive but stuck" shows.
+"""
+
+import time
+from typing import NamedTuple
+
+import mlx.core as mx
+
+
+class _Mark(NamedTuple):
+    phase: str
+    work: int
+    at_s: float
+    sequences: int
+    active_bytes: int
+    cache_bytes: int
+    peak_bytes: int
+
+
+class Vitals:
+    def __init__(self) -> None:
+        self._mark = _Mark("starting", 0, time.monotonic(), 0, 0, 0, 0)
+
+    def advance(self, phase: str, work: int, sequences: int = 0) -> None:
+        """The MLX thread has come to `work` units in `phase`: bytes of a load, steps of a batch."""
+        # One assignment: a reader never sees half of it.
+        self._mark = _Mark(
+            phase,
+            work,
+            time.monotonic(),
+            sequences,
+            mx.get_active_memory(),
+            mx.get_cache_memory(),
+            mx.get_peak_memory(),
+        )
+
+    def read(self) -> _Mark:
+        return self._mark
