@@ -1,0 +1,66 @@
+"""kill -9 of the supervisor leaves no worker after a second, whatever the worker is doing."""
+
+import os
+import select
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxsup.protocol.client.exchange import Notification
+from mlxsup.protocol.service import Progress
+from tests.process.worker.conftest import WAIT_S, StartSupervisor, Supervisor
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a pidfd")
+
+MODEL = "smollm2-135m"
+
+
+def kill_and_count_survivors(supervisor: Supervisor, after_s: float) -> int:
+    """A pidfd tells of the end itself: an orphan may stay a zombie where nobody adopts it."""
+    (worker,) = supervisor.workers()
+    ended = select.poll()
+    pidfd = os.pidfd_open(worker.pid)
+    try:
+        ended.register(pidfd, select.POLLIN)
+        supervisor.process.kill()
+        return 0 if ended.poll(after_s * 1000) else 1
+    finally:
+        os.close(pidfd)
+
+
+def test_an_idle_worker_ends_with_its_supervisor(start_supervisor: StartSupervisor) -> None:
+    supervisor = start_supervisor("scripted_engine.py")
+    with supervisor.connect() as client:
+        client.call("model/load", {"model": MODEL})
+        assert kill_and_count_survivors(supervisor, 1.0) == 0
+
+
+def test_a_worker_that_loads_a_real_model_ends_with_its_supervisor(start_supervisor: StartSupervisor) -> None:
+    supervisor = start_supervisor()
+    with supervisor.connect() as client:
+
+        class Loading(Exception):
+            pass
+
+        def stop_waiting(notification: Notification) -> None:
+            if isinstance(notification, Progress) and 0 < notification.value["bytes_done"]:
+                raise Loading
+
+        with pytest.raises(Loading):
+            client.call("model/load", {"model": MODEL}, stop_waiting)
+        assert kill_and_count_survivors(supervisor, 1.0) == 0
+
+
+@pytest.mark.parametrize("verb", ["hold", "hang"])
+def test_a_worker_stuck_in_native_code_ends_with_its_supervisor(
+    start_supervisor: StartSupervisor, tmp_path: Path, verb: str
+) -> None:
+    supervisor = start_supervisor("scripted_engine.py")
+    fifo = tmp_path / "stuck"
+    os.mkfifo(fifo)
+    with open(os.open(fifo, os.O_RDWR)) as stuck, supervisor.connect() as client:
+        client.stream("generate", {"model": MODEL, "prompt": f"{verb} {fifo}"})
+        readable, _, _ = select.select([stuck], [], [], WAIT_S)
+        assert readable
+        assert kill_and_count_survivors(supervisor, 1.0) == 0
