@@ -202,12 +202,16 @@ async def spawn(command: Sequence[str] = ("mlxsup", "stdio")) -> AsyncIterator[C
 
 @asynccontextmanager
 async def _serving(client: Client) -> AsyncIterator[Client]:
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client._receive)  # noqa: SLF001
         try:
             yield client
-        finally:
-            nursery.cancel_scope.cancel()
+        except Exception as error:  # noqa: BLE001  (it goes on below, out of the nursery that would wrap it in a group)
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _end(process: trio.Process) -> None:
