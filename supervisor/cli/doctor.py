@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mlxsup.supervisor.cli.setting import Loaded, config_option, read_setting
 from mlxsup.supervisor.models.aliases import ALIASES
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.launch import worker_command, worker_environment
+from mlxsup.supervisor.pool.process import spawn_process
 from mlxsup.supervisor.pool.worker import Handlers, WorkerGoneError, open_worker
 
 _PACKAGES = ("mlx", "mlx-lm", "mlx-vlm", "outlines", "msgspec", "trio")
@@ -110,7 +112,8 @@ async def _greet_worker(loaded: Loaded) -> Hello:
     config = loaded.config.worker
     environment = worker_environment(os.environ, native.preload_environment(1))
     handlers = Handlers(step=_ignore, answer=_ignore, progress=_ignore, heartbeat=_ignore)
-    async with open_worker(worker_command(config.command), environment, config, handlers) as worker:
+    spawn = partial(spawn_process, worker_command(config.command), environment)
+    async with open_worker(spawn, config, handlers) as worker:
         gone = False
         with trio.move_on_after(config.hello_timeout_s):
             try:

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.launch import worker_command, worker_environment
 from mlxsup.supervisor.pool.life import WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
+from mlxsup.supervisor.pool.process import spawn_process
 from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.pool.worker import Handlers, Worker, open_worker
 
@@ -119,7 +121,8 @@ class Pool:
         config = self._config.worker
         preload = native.preload_environment(config.blas_threads or self._share_of_cores())
         environment = worker_environment(os.environ, preload)
-        return open_worker(worker_command(config.command), environment, config, handlers)
+        command = worker_command(config.command)
+        return open_worker(partial(spawn_process, command, environment), config, handlers)
 
     def _share_of_cores(self) -> int:
         """Workers whose BLAS threads outnumber the cores spin against each other: each gets its share."""

@@ -10,13 +10,9 @@ Mac a hard kill can strand wired memory until a reboot, so it is last.
 """
 
 import logging
-import os
 import signal
-import subprocess
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from functools import partial
-from math import inf
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +23,7 @@ from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.framing import Frame, LineDecoder
 from mlxsup.protocol.jsonrpc import Response, encode_notification, encode_request, parse_message
+from mlxsup.supervisor.pool.process import ChildProcess
 from mlxsup.supervisor.pool.stderr_tail import StderrTail
 
 _log = logging.getLogger(__name__)
@@ -58,7 +55,7 @@ class Handlers(msgspec.Struct, frozen=True):
 class Worker:
     """Made by `open_worker`, and alive as long as that is open."""
 
-    def __init__(self, process: trio.Process, config: WorkerConfig, handlers: Handlers) -> None:
+    def __init__(self, process: ChildProcess, config: WorkerConfig, handlers: Handlers) -> None:
         self._process = process
         self._config = config
         self._handlers = handlers
@@ -147,8 +144,8 @@ class Worker:
             if await self._ended_within(config.exit_grace_s):
                 return
             _log.warning("worker %d has not ended by itself: sending SIGTERM", self.pid)
-            self._signal_group(signal.SIGTERM)
-            self._signal_group(signal.SIGCONT)
+            self._process.signal_group(signal.SIGTERM)
+            self._process.signal_group(signal.SIGCONT)
             if await self._ended_within(config.term_grace_s):
                 return
             await self.kill()
@@ -158,7 +155,7 @@ class Worker:
         with trio.CancelScope(shield=True):
             _log.warning("killing worker %d", self.pid)
             self._kill_sent = True
-            self._signal_group(signal.SIGKILL)
+            self._process.signal_group(signal.SIGKILL)
             if not await self._ended_within(self._config.kill_grace_s):
                 _log.error(
                     "worker %d survives SIGKILL: the kernel holds it, and nobody waits for it", self.pid
@@ -169,11 +166,6 @@ class Worker:
         with trio.move_on_after(grace_s):
             await self._process.wait()
         return self._process.returncode is not None
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        # It leads its own session, so its pid is the group's id. EPERM: only zombies are left (macOS).
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
 
     def _send(self, frame: bytes) -> None:
         if self._end_input:
@@ -196,7 +188,7 @@ class Worker:
                 nursery.start_soon(self._read)
                 await self._process.wait()
                 # What it forked ends with it.
-                self._signal_group(signal.SIGKILL)
+                self._process.signal_group(signal.SIGKILL)
                 self._close_input()
                 # What it wrote before its end is still in the pipes, which a grandchild may keep open.
                 nursery.cancel_scope.deadline = trio.current_time() + _STDERR_GRACE_S
@@ -208,7 +200,6 @@ class Worker:
 
     async def _write(self) -> None:
         stdin = self._process.stdin
-        assert stdin is not None
         try:
             while self._outgoing or not self._end_input:
                 if not self._outgoing:
@@ -226,7 +217,6 @@ class Worker:
 
     async def _read(self) -> None:
         stdout = self._process.stdout
-        assert stdout is not None
         decoder = LineDecoder(link.FRAME_BYTES_MAX)
         try:
             while chunk := await stdout.receive_some(_READ_BYTES):
@@ -274,7 +264,6 @@ class Worker:
 
     async def _drain_stderr(self) -> None:
         stderr = self._process.stderr
-        assert stderr is not None
         try:
             while chunk := await stderr.receive_some(_READ_BYTES):
                 self.stderr.feed(bytes(chunk))
@@ -286,29 +275,20 @@ class Worker:
 
 @asynccontextmanager
 async def open_worker(
-    command: list[str], environment: dict[str, str], config: WorkerConfig, handlers: Handlers
+    spawn: Callable[[], Awaitable[ChildProcess]], config: WorkerConfig, handlers: Handlers
 ) -> AsyncIterator[Worker]:
     """Spawn a worker; leaving the block stops it, whatever the reason, and waits for its end.
 
     Raises:
         OSError: it could not be spawned.
     """
-    # open_process can't be cancelled half way, and nothing is awaited between it and the try.
-    process = await trio.lowlevel.open_process(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        cwd="/",
-        # Its own session: a terminal's Ctrl-C is ours to handle, and one signal reaches all its children.
-        start_new_session=True,
-    )
+    # Nothing is awaited between the spawn and the try: a cancellation there would leak a live process.
+    process = await spawn()
     worker = Worker(process, config, handlers)
     try:
         async with trio.open_nursery() as nursery:
             # The pipes are served until the process has ended, whatever is cancelled around them.
-            nursery.start_soon(partial(_run_shielded, worker))
+            nursery.start_soon(_run_shielded, worker)
             try:
                 yield worker
             finally:
@@ -317,9 +297,7 @@ async def open_worker(
                     await worker.gone.wait()
     finally:
         for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                with trio.CancelScope(deadline=-inf, shield=True):
-                    await stream.aclose()
+            await trio.aclose_forcefully(stream)
 
 
 async def _run_shielded(worker: Worker) -> None:
