@@ -46,6 +46,7 @@ class _Attempt:
     """One load, and those who wait for it."""
 
     def __init__(self) -> None:
+        self.waiters = 0
         self._done = trio.Event()
         self._error: RpcError | None = None
         self.listeners: list[OnProgress] = []
@@ -56,7 +57,11 @@ class _Attempt:
             self._done.set()
 
     async def wait(self) -> None:
-        await self._done.wait()
+        self.waiters += 1
+        try:
+            await self._done.wait()
+        finally:
+            self.waiters -= 1
         if self._error is not None:
             raise self._error
 
@@ -212,8 +217,8 @@ class ModelRunner:
             self._wanted = trio.Event()
             if self._closing is None:
                 await self._live()
-            if self._book.queued:
-                self._wanted.set()
+                if self._book.queued or self._attempt.waiters:
+                    self._wanted.set()
 
     async def _live(self) -> None:
         attempt = self._attempt
@@ -232,7 +237,9 @@ class ModelRunner:
         finally:
             self._worker = None
             self._life = None
-            self._attempt = _Attempt()
+            self._wanted = trio.Event()
+            if self._attempt is attempt:
+                self._attempt = _Attempt()
             error = ending.error or self._closing or stopped
             attempt.settle(error)
             self._book.lose_worker(error, trio.current_time())
@@ -259,7 +266,9 @@ class ModelRunner:
         _log.info(
             "%s: loaded in %.1f s, %d MB of weights", self.name, loaded.load_s, loaded.weights_bytes // 10**6
         )
-        self._attempt.settle(None)
+        # Who comes from now on and does not find it ready, because it drains, waits for the next.
+        attempt, self._attempt = self._attempt, _Attempt()
+        attempt.settle(None)
         self._book.gain_worker(_WorkerPort(worker), self._generation, trio.current_time())
 
     def draining(self) -> bool:

@@ -58,7 +58,12 @@ class Serving(msgspec.Struct, frozen=True):
 
     def reference(self, prompts: list[Any], max_tokens: int, streams: int) -> list[str]:
         """The same greedy texts by mlx-lm alone, with the same BLAS."""
-        order = {"model": str(self.model_folder), "prompts": prompts, "max_tokens": max_tokens, "streams": streams}
+        order = {
+            "model": str(self.model_folder),
+            "prompts": prompts,
+            "max_tokens": max_tokens,
+            "streams": streams,
+        }
         environment = {**os.environ, **native.preload_environment(BLAS_THREADS)}
         done = subprocess.run(
             [sys.executable, "-P", str(REFERENCE)],

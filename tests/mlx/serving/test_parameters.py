@@ -97,7 +97,8 @@ def test_a_prompt_over_the_context_is_refused_with_both_numbers(serving: Serving
     error = refusal(serving, "generate", prompt="word " * 9000)
 
     assert error.kind is ErrorKind.LIMIT_EXCEEDED
-    assert "8192" in error.message and "shorten" in error.message
+    assert "8192" in error.message
+    assert "shorten" in error.message
 
 
 def test_a_prompt_far_over_the_context_is_refused_without_tokenising_it(serving: Serving) -> None:
@@ -120,7 +121,9 @@ def test_a_prompt_far_over_the_context_is_refused_without_tokenising_it(serving:
         ({"logprobs": 3}, ErrorKind.UNSUPPORTED, "$.logprobs"),
     ],
 )
-def test_a_bad_parameter_is_named(serving: Serving, params: dict[str, Any], kind: ErrorKind, path: str) -> None:
+def test_a_bad_parameter_is_named(
+    serving: Serving, params: dict[str, Any], kind: ErrorKind, path: str
+) -> None:
     error = refusal(serving, "generate", prompt="x", **params)
 
     assert (error.kind, error.data.path) == (kind, path)

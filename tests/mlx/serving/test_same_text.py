@@ -26,7 +26,12 @@ TOKENS = 20
 
 
 def chat(question: str, **params: Any) -> dict[str, Any]:
-    return {"method": "chat", "messages": [{"role": "user", "content": question}], "max_tokens": TOKENS, **params}
+    return {
+        "method": "chat",
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": TOKENS,
+        **params,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,8 @@ def test_seeded_text_is_the_same_alone_in_a_batch_of_16_and_after_a_restart(serv
 
     assert batched.text == alone.text
     assert restarted.text == alone.text
-    assert restarted.worker is not None and alone.worker is not None
+    assert restarted.worker is not None
+    assert alone.worker is not None
     assert restarted.worker.generation == alone.worker.generation + 1
     assert other_seed.text != alone.text
 

@@ -40,14 +40,14 @@ def test_a_worker_that_loads_a_real_model_ends_with_its_supervisor(start_supervi
     supervisor = start_supervisor()
     with supervisor.connect() as client:
 
-        class Loading(Exception):
+        class LoadingError(Exception):
             pass
 
         def stop_waiting(notification: Notification) -> None:
-            if isinstance(notification, Progress) and 0 < notification.value["bytes_done"]:
-                raise Loading
+            if isinstance(notification, Progress) and notification.value["bytes_done"] > 0:
+                raise LoadingError
 
-        with pytest.raises(Loading):
+        with pytest.raises(LoadingError):
             client.call("model/load", {"model": MODEL}, stop_waiting)
         assert kill_and_count_survivors(supervisor, 1.0) == 0
 
@@ -59,7 +59,8 @@ def test_a_worker_stuck_in_native_code_ends_with_its_supervisor(
     supervisor = start_supervisor("scripted_engine.py")
     fifo = tmp_path / "stuck"
     os.mkfifo(fifo)
-    with open(os.open(fifo, os.O_RDWR)) as stuck, supervisor.connect() as client:
+    # For reading and writing, so that opening it does not wait for the worker.
+    with fifo.open("r+b", buffering=0) as stuck, supervisor.connect() as client:
         client.stream("generate", {"model": MODEL, "prompt": f"{verb} {fifo}"})
         readable, _, _ = select.select([stuck], [], [], WAIT_S)
         assert readable

@@ -46,7 +46,11 @@ def test_a_worker_killed_in_mid_stream_is_answered_and_the_next_request_works(
 
 @pytest.mark.parametrize(
     ("script", "death_class"),
-    [("die", "killed"), ("raise [METAL] Command buffer execution failed: x.", "gpu_error"), ("raise oops", "defect")],
+    [
+        ("die", "killed"),
+        ("raise [METAL] Command buffer execution failed: x.", "gpu_error"),
+        ("raise oops", "defect"),
+    ],
 )
 def test_each_end_of_a_worker_has_its_class_and_the_next_request_works(
     start_supervisor: StartSupervisor, script: str, death_class: str

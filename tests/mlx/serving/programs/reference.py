@@ -20,11 +20,15 @@ def main() -> None:
         model.set_dtype(mx.float32)
         dequantize_model(model)
     tokenizer = load_tokenizer(folder)
-    prompts = [tokenizer.apply_chat_template(messages, add_generation_prompt=True) for messages in order["prompts"]]
+    prompts = [
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True) for messages in order["prompts"]
+    ]
     texts = []
     for start in range(0, len(prompts), order["streams"]):
         generator = BatchGenerator(model, stop_tokens=[[token] for token in tokenizer.eos_token_ids])
-        uids = generator.insert(prompts[start : start + order["streams"]], max_tokens=[order["max_tokens"]] * order["streams"])
+        uids = generator.insert(
+            prompts[start : start + order["streams"]], max_tokens=[order["max_tokens"]] * order["streams"]
+        )
         tokens: dict[int, list[int]] = {uid: [] for uid in uids}
         open_uids = set(uids)
         while open_uids:

@@ -1,0 +1,84 @@
+"""A worker's operating system process: how it is spawned, signalled and waited for. Edge."""
+
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from typing import Protocol
+
+import trio
+
+
+class ChildProcess(Protocol):
+    """What a worker is served through; a test hands in one that lives in memory."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it lives; negative for a signal, as `subprocess` gives it."""
+        ...
+
+    @property
+    def stdin(self) -> trio.abc.SendStream: ...
+
+    @property
+    def stdout(self) -> trio.abc.ReceiveStream: ...
+
+    @property
+    def stderr(self) -> trio.abc.ReceiveStream: ...
+
+    async def wait(self) -> int: ...
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Signal it and all that it has forked; does nothing when none of them is left."""
+        ...
+
+
+class SpawnedProcess:
+    """A real one, the leader of a session of its own."""
+
+    def __init__(self, process: trio.Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._process = process
+        self.stdin: trio.abc.SendStream = process.stdin
+        self.stdout: trio.abc.ReceiveStream = process.stdout
+        self.stderr: trio.abc.ReceiveStream = process.stderr
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        return await self._process.wait()
+
+    def signal_group(self, number: signal.Signals) -> None:
+        # It leads its own session, so its pid is the group's id. EPERM: only zombies are left (macOS).
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+
+async def spawn_process(command: list[str], environment: dict[str, str]) -> SpawnedProcess:
+    """Not cancellable half way: once it returns, the process is the caller's to end.
+
+    Raises:
+        OSError: it could not be spawned.
+    """
+    process = await trio.lowlevel.open_process(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd="/",
+        # A terminal's Ctrl-C is ours to handle, and one signal reaches all its children.
+        start_new_session=True,
+    )
+    return SpawnedProcess(process)

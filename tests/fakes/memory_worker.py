@@ -1,0 +1,174 @@
+"""A worker that lives in memory and on the mock clock: the worker protocol, paced, with faults when told.
+
+It stands in for the process, not for the supervisor's side of it: streams, frames, signals and exit statuses are
+as a real one has them.
+"""
+
+import math
+import signal
+
+import msgspec
+import trio
+import trio.testing
+
+from mlxsup.protocol import worker_link as link
+from mlxsup.protocol.errors import RpcError
+from mlxsup.protocol.framing import Frame, LineDecoder
+from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.jsonrpc import Call, encode_error, encode_notification, encode_result, parse_message
+
+HELLO = link.Hello(pid=1, python="3", mlx="0", mlx_lm="0", device="cpu", orphan_watch=True)
+LOADED = link.Loaded(
+    model_type="fake", context_tokens=1000, weights_bytes=1, vocabulary_tokens=10, load_s=0.0
+)
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """How one worker behaves. Times in seconds; `math.inf` never happens."""
+
+    hello_s: float = 0.5
+    load_s: float = 2.0
+    token_s: float = 0.1
+    load_error: RpcError | None = None
+    ends_when_told_s: float = 0.0
+    obeys_sigterm: bool = True
+    garbage_s: float = math.inf
+
+
+class MemoryWorker:
+    """A `ChildProcess`. `tokens` of a request: its max_tokens, each with the text of its position."""
+
+    def __init__(self, pid: int, plan: Plan) -> None:
+        self.pid = pid
+        self.plan = plan
+        self.returncode: int | None = None
+        self.signals: list[signal.Signals] = []
+        self.stdin, self._incoming = trio.testing.memory_stream_one_way_pair()
+        self._outgoing, self.stdout = trio.testing.memory_stream_one_way_pair()
+        self.complaints, self.stderr = trio.testing.memory_stream_one_way_pair()
+        self._sequences: dict[int, link.Generate] = {}
+        self._done: dict[int, int] = {}
+        self._ended = trio.Event()
+        self._life = trio.CancelScope()
+
+    async def wait(self) -> int:
+        await self._ended.wait()
+        assert self.returncode is not None
+        return self.returncode
+
+    def signal_group(self, number: signal.Signals) -> None:
+        self.signals.append(number)
+        if number is signal.SIGKILL or (number is signal.SIGTERM and self.plan.obeys_sigterm):
+            self.die(-number)
+
+    def die(self, returncode: int) -> None:
+        """End as the kernel ends a process: at once, its pipes closed."""
+        if self.returncode is None:
+            self.returncode = returncode
+            self._life.cancel()
+            self._ended.set()
+
+    async def live(self) -> None:
+        """What its main would do; run it in a nursery of the test."""
+        try:
+            with self._life:
+                await self._main()
+        finally:
+            for stream in (self._outgoing, self.complaints, self._incoming):
+                stream.close()
+
+    async def _main(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._speak_garbage)
+            await trio.sleep(self.plan.hello_s)
+            await self._say(encode_notification(link.HELLO, HELLO))
+            nursery.start_soon(self._compute)
+            await self._listen()
+            await trio.sleep(self.plan.ends_when_told_s)
+            self.die(0)
+
+    async def _listen(self) -> None:
+        decoder = LineDecoder(link.FRAME_BYTES_MAX)
+        while chunk := await self._incoming.receive_some():
+            for event in decoder.feed(bytes(chunk)):
+                assert isinstance(event, Frame)
+                call = parse_message(event.data)
+                assert isinstance(call, Call)
+                await self._obey(call)
+
+    async def _obey(self, call: Call) -> None:
+        match call.method:
+            case link.LOAD:
+                await trio.sleep(self.plan.load_s)
+                if self.plan.load_error is not None:
+                    await self._say(encode_error(_id(call), self.plan.load_error))
+                else:
+                    await self._say(encode_result(_id(call), LOADED))
+            case link.GENERATE:
+                self._sequences[_id(call)] = msgspec.json.decode(call.params or b"", type=link.Generate)
+                self._done[_id(call)] = 0
+            case link.CANCEL:
+                id = msgspec.json.decode(call.params or b"", type=link.Cancel).id
+                if id in self._sequences:
+                    await self._say(self._answer(id, FinishReason.CANCELLED))
+
+    async def _compute(self) -> None:
+        while True:
+            await trio.sleep(self.plan.token_s)
+            deltas, answers = [], []
+            for id, order in list(self._sequences.items()):
+                position = self._done[id]
+                self._done[id] += 1
+                deltas.append(link.Delta(id, token_text(order, position), [position]))
+                if self._done[id] >= order.max_tokens:
+                    answers.append(self._answer(id, FinishReason.LENGTH))
+            if deltas:
+                await self._say(encode_notification(link.STEP, link.Step(deltas=deltas)), *answers)
+
+    def _answer(self, id: int, finish: FinishReason) -> bytes:
+        del self._sequences[id]
+        return encode_result(
+            id, link.Generated(finish_reason=finish, prompt_tokens=1, completion_tokens=self._done.pop(id))
+        )
+
+    async def _speak_garbage(self) -> None:
+        if self.plan.garbage_s < math.inf:
+            await trio.sleep(self.plan.garbage_s)
+            await self._say(b"Segmentation fault? No: a print in a library")
+
+    async def _say(self, *frames: bytes) -> None:
+        await self._outgoing.send_all(b"".join(frame + b"\n" for frame in frames))
+
+
+def token_text(order: link.Generate, position: int) -> str:
+    return f"{order.prompt}{position} "
+
+
+def full_text(prompt: str, tokens: int) -> str:
+    """What a request for so many tokens of this prompt gives when nothing goes wrong."""
+    return "".join(f"{prompt}{position} " for position in range(tokens))
+
+
+def _id(call: Call) -> int:
+    assert isinstance(call.id, int)
+    return call.id
+
+
+class WorkerShop:
+    """Spawns `MemoryWorker`s into a nursery, each by the next plan; the last plan serves for all that follow."""
+
+    def __init__(self, nursery: trio.Nursery, *plans: Plan) -> None:
+        self._nursery = nursery
+        self._plans = list(plans) or [Plan()]
+        self.workers: list[MemoryWorker] = []
+        self.spawn_errors: list[OSError] = []
+
+    async def spawn(self) -> MemoryWorker:
+        await trio.lowlevel.checkpoint()
+        if self.spawn_errors:
+            raise self.spawn_errors.pop(0)
+        plan = self._plans.pop(0) if len(self._plans) > 1 else self._plans[0]
+        worker = MemoryWorker(1000 + len(self.workers), plan)
+        self.workers.append(worker)
+        self._nursery.start_soon(worker.live)
+        return worker
