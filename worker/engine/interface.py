@@ -34,11 +34,6 @@ class Engine(Protocol):
     @property
     def loaded(self) -> Loaded: ...
 
-    @property
-    def sequences(self) -> int:
-        """How many are being computed."""
-        ...
-
     def prepare(self, request: Generate) -> Prepared:
         """Template, tokenise, check against the context. Raises RpcError; touches no MLX."""
         ...

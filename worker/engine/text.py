@@ -77,10 +77,6 @@ class TextEngine:
             prefill_chunk_tokens=order.prefill_chunk_tokens,
         )
 
-    @property
-    def sequences(self) -> int:
-        return len(self._by_uid)
-
     def prepare(self, request: Generate) -> Prepared:
         tokens = self._prompt_tokens(request)
         context = self.loaded.context_tokens

@@ -1,0 +1,208 @@
+"""The batch loop around an engine that counts: every request is answered once, whatever order things come in."""
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.exit_codes import ExitCode
+from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.worker_link import Cancel, Detokenize, Generate, Load, Loaded, Shutdown, Tokenize
+from mlxsup.worker.batch_loop import BatchLoop
+from mlxsup.worker.engine.interface import Emission, Prepared
+from mlxsup.worker.inbox import Command, EndOfInput, Inbox
+from mlxsup.worker.outbox import Outbox
+from mlxsup.worker.vitals import Vitals
+from tests.fakes.requests import GREEDY
+
+WAIT_S = 10.0
+
+
+class CountingEngine:
+    """Each step gives each sequence one token, up to its max_tokens. Preparing waits while `gate` is closed."""
+
+    def __init__(self) -> None:
+        self.loaded = Loaded(
+            model_type="", context_tokens=9, weights_bytes=0, vocabulary_tokens=9, load_s=0.0
+        )
+        self.gate = threading.Event()
+        self.gate.set()
+        self.preparing = threading.Event()
+        self.running: dict[int, tuple[int, int]] = {}
+
+    def prepare(self, request: Generate) -> Prepared:
+        self.preparing.set()
+        assert self.gate.wait(WAIT_S)
+        if request.prompt == "refused":
+            raise RpcError(ErrorKind.LIMIT_EXCEEDED, "no")
+        if request.prompt == "broken":
+            raise ZeroDivisionError
+        return Prepared([1, 2], request)
+
+    def submit(self, id: int, prepared: Prepared) -> None:
+        self.running[id] = (0, prepared.request.max_tokens)
+
+    def cancel(self, id: int) -> Emission:
+        del self.running[id]
+        return Emission(id, "", [], FinishReason.CANCELLED)
+
+    def step(self) -> list[Emission]:
+        emissions = []
+        for id, (done, most) in list(self.running.items()):
+            self.running[id] = (done + 1, most)
+            if done + 1 == most:
+                del self.running[id]
+            emissions.append(Emission(id, "x", [done], FinishReason.LENGTH if done + 1 == most else None))
+        return emissions
+
+    def tokenize(self, text: str) -> list[int]:
+        return [len(text)]
+
+    def detokenize(self, tokens: list[int]) -> str:
+        return str(tokens)
+
+
+class Bench:
+    def __init__(self, engine: CountingEngine) -> None:
+        self.engine = engine
+        self.inbox = Inbox()
+        self.reading, writing = os.pipe()
+        self._data = b""
+        self.code: ExitCode | None = None
+        loop = BatchLoop(engine, self.inbox, Outbox(writing), Vitals())
+
+        def run() -> None:
+            self.code = loop.run()
+            os.close(writing)
+
+        self.thread = threading.Thread(target=run)
+        self.thread.start()
+
+    def generate(self, id: int, prompt: str = "p", tokens: int = 3) -> None:
+        self.inbox.put(Command(id, Generate(max_tokens=tokens, sampling=GREEDY, prompt=prompt)))
+
+    def end(self) -> list[Any]:
+        """Shut down; everything that was said, up to the end of the pipe."""
+        self.inbox.put(Command(0, Shutdown(grace_s=0.0)))
+        self.thread.join(WAIT_S)
+        while chunk := os.read(self.reading, 1 << 16):
+            self._data += chunk
+        return [msgspec.json.decode(line) for line in self._data.splitlines()]
+
+    def wait_answer(self, id: int) -> None:
+        while f'"id":{id},'.encode() not in self._data:
+            self._data += os.read(self.reading, 1 << 16)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench(CountingEngine())
+    yield bench
+    bench.inbox.put(EndOfInput())
+    bench.thread.join(WAIT_S)
+    os.close(bench.reading)
+
+
+def answers(frames: list[Any]) -> dict[int, Any]:
+    """By id; asserts that there is one each."""
+    found: dict[int, Any] = {}
+    for frame in frames:
+        if "id" in frame:
+            assert frame["id"] not in found
+            found[frame["id"]] = frame.get("result", frame.get("error"))
+    return found
+
+
+def test_a_request_gives_its_tokens_and_one_answer(bench: Bench) -> None:
+    bench.generate(5, tokens=4)
+    bench.wait_answer(5)
+    frames = bench.end()
+
+    assert answers(frames)[5] == {"finish_reason": "length", "prompt_tokens": 2, "completion_tokens": 4}
+    steps = [frame["params"]["deltas"] for frame in frames if frame.get("method") == "step"]
+    assert [token for step in steps for delta in step for token in delta[2]] == [0, 1, 2, 3]
+    assert bench.code is ExitCode.CLEAN
+
+
+def test_a_cancel_that_comes_while_the_request_is_prepared_is_obeyed(bench: Bench) -> None:
+    bench.engine.gate.clear()
+    bench.generate(5, tokens=1000)
+    assert bench.engine.preparing.wait(WAIT_S)
+    bench.inbox.put(Command(0, Cancel(id=5)))
+    bench.engine.gate.set()
+    bench.wait_answer(5)
+
+    assert answers(bench.end())[5]["finish_reason"] == "cancelled"
+
+
+def test_a_cancel_of_a_request_that_runs_ends_it_and_a_late_or_unknown_one_does_nothing(bench: Bench) -> None:
+    bench.generate(5, tokens=10**9)
+    bench.inbox.put(Command(0, Cancel(id=99)))
+    os.read(bench.reading, 1)
+    bench.inbox.put(Command(0, Cancel(id=5)))
+    bench.wait_answer(5)
+    bench.inbox.put(Command(0, Cancel(id=5)))
+    bench.generate(6, tokens=1)
+    bench.wait_answer(6)
+
+
+@pytest.mark.parametrize(("prompt", "kind"), [("refused", "limit_exceeded"), ("broken", "internal")])
+def test_a_request_that_can_not_be_prepared_fails_alone(
+    bench: Bench, prompt: str, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench.generate(5, prompt=prompt)
+    bench.generate(6, tokens=2)
+    bench.wait_answer(5)
+    bench.wait_answer(6)
+    found = answers(bench.end())
+
+    assert found[5]["data"]["kind"] == kind
+    assert found[6]["completion_tokens"] == 2
+
+
+def test_questions_are_answered_beside_the_batch(bench: Bench) -> None:
+    bench.generate(5, tokens=10**9)
+    bench.inbox.put(Command(6, Tokenize(text="abc")))
+    bench.inbox.put(Command(7, Detokenize(tokens=[1])))
+    bench.wait_answer(6)
+    bench.wait_answer(7)
+
+    assert 5 in bench.engine.running
+    bench.inbox.put(Command(0, Cancel(id=5)))
+    bench.wait_answer(5)
+
+
+@pytest.mark.parametrize(
+    ("item", "code"),
+    [
+        (EndOfInput(), ExitCode.CLEAN),
+        (EndOfInput("garbage"), ExitCode.PROTOCOL_ERROR),
+        (Command(0, Shutdown(grace_s=1.0)), ExitCode.CLEAN),
+    ],
+)
+def test_each_way_to_end_has_its_exit_code(bench: Bench, item: Command | EndOfInput, code: ExitCode) -> None:
+    bench.inbox.put(item)
+    bench.thread.join(WAIT_S)
+
+    assert bench.code is code
+
+
+def test_a_second_load_is_a_protocol_error(bench: Bench) -> None:
+    order = Load(
+        model_path="/m",
+        context_tokens_max=None,
+        batch_sequences_max=1,
+        prefill_chunk_tokens=16,
+        float32=None,
+        wired_limit_bytes=0,
+        cache_limit_bytes=None,
+        heartbeat_interval_s=1.0,
+    )
+    bench.inbox.put(Command(1, order))
+    bench.thread.join(WAIT_S)
+
+    assert bench.code is ExitCode.PROTOCOL_ERROR
