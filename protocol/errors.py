@@ -54,6 +54,8 @@ ERROR_CODES: dict[ErrorKind, int] = {
     ErrorKind.CANCELLED: -32800,
 }
 
+_QUOTED_CHARS_MAX = 200
+
 # Whether the same request, sent again later, may succeed.
 _RETRIABLE = frozenset(
     {ErrorKind.WORKER_DIED, ErrorKind.OVERLOADED, ErrorKind.CIRCUIT_OPEN, ErrorKind.SHUTTING_DOWN}
@@ -139,6 +141,11 @@ class RpcError(Exception):
 
 def _data_fields(data: ErrorData) -> dict[str, Any]:
     return {name: getattr(data, name) for name in data.__struct_fields__ if name != "kind"}
+
+
+def shorten(text: str) -> str:
+    """`text` as an error quotes it: a client's own megabytes are not sent back to it."""
+    return text if len(text) <= _QUOTED_CHARS_MAX else f"{text[:_QUOTED_CHARS_MAX]}…"
 
 
 class ParseError(RpcError):

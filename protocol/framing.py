@@ -72,7 +72,7 @@ class LineDecoder:
             return
         line = chunk[start:end]
         if self._buffer:
-            line = bytes(self._buffer) + line
+            line = b"".join((self._buffer, line))
             self._buffer.clear()
         if line and not line.isspace():
             yield Frame(line)
@@ -125,15 +125,16 @@ class HeaderDecoder:
                 return event
         if len(self._buffer) < self._body_bytes:
             return None
-        body = bytes(self._buffer[: self._body_bytes])
+        with memoryview(self._buffer) as held, held[: self._body_bytes] as body:
+            frame = Frame(bytes(body))
         del self._buffer[: self._body_bytes]
         self._body_bytes = None
-        return Frame(body)
+        return frame
 
     def _read_header(self) -> Event | None:
         end = self._buffer.find(b"\r\n\r\n", 0, HEADER_BYTES_MAX + 4)
         if end < 0:
-            if len(self._buffer) > HEADER_BYTES_MAX:
+            if len(self._buffer) >= HEADER_BYTES_MAX + 4:
                 return self._break(f"a header section is limited to {HEADER_BYTES_MAX} bytes")
             return None
         try:

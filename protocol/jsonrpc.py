@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from mlxsup.protocol.errors import ErrorKind, ErrorObject, InvalidRequestError, ParseError, RpcError
+from mlxsup.protocol.errors import ErrorObject, InvalidRequestError, ParseError, RpcError, shorten
+from mlxsup.protocol.structure import TOO_DEEP, check_structure
 
 ID_STRING_BYTES_MAX = 128
-# Objects and arrays in one frame. Eight megabytes of `[[],[],...` would take hundreds as Python objects.
-CONTAINERS_MAX = 1 << 18
 # Beyond it a JavaScript client can't tell two ids apart.
 ID_INTEGER_MAX = 2**53 - 1
 
@@ -85,20 +84,24 @@ UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def parse_calls(frame: bytes, batch_calls_max: int) -> Call | Invalid | Batch:
     """What a client's frame asks for."""
-    if frame.count(b"[") + frame.count(b"{") > CONTAINERS_MAX:
-        limit = f"a frame is limited to {CONTAINERS_MAX} objects and arrays"
-        return Invalid(None, RpcError(ErrorKind.LIMIT_EXCEEDED, limit))
     try:
         _check_utf8(frame)
+        check_structure(frame)
         if frame.lstrip()[:1] != b"[":
             return _parse_call(frame)
-        items = _decode_items(frame)
+        return _parse_batch(frame, batch_calls_max)
     except UNDECODABLE as error:
         return Invalid(None, ParseError(_describe(error)))
+    except RpcError as error:
+        return Invalid(None, error)
+
+
+def _parse_batch(frame: bytes, batch_calls_max: int) -> Batch:
+    items = _decode_items(frame)
     if not items:
-        return Invalid(None, InvalidRequestError("a batch needs at least one call"))
+        raise InvalidRequestError("a batch needs at least one call")
     if len(items) > batch_calls_max:
-        return Invalid(None, InvalidRequestError(f"a batch is limited to {batch_calls_max} calls"))
+        raise InvalidRequestError(f"a batch is limited to {batch_calls_max} calls")
     return Batch(tuple(_parse_call(bytes(item)) for item in items))
 
 
@@ -108,7 +111,7 @@ def _parse_call(text: bytes) -> Call | Invalid:
     except msgspec.ValidationError as error:
         # Validation stops at the first wrong type: the text behind it may not even be JSON.
         _check_syntax(text)
-        return Invalid(_readable_id(text), InvalidRequestError(str(error)))
+        return Invalid(_readable_id(text), InvalidRequestError(shorten(str(error))))
     id_error = _check_id(envelope.id)
     if id_error is not None:
         return Invalid(None, InvalidRequestError(id_error))
@@ -149,10 +152,10 @@ def _check_utf8(frame: bytes) -> None:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return "nested too deeply"
+        return TOO_DEEP
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8 (byte {error.start})"
-    return str(error)
+    return shorten(str(error))
 
 
 def parse_message(frame: bytes) -> Call | Response:

@@ -12,6 +12,7 @@ from mlxsup.protocol.methods import (
     PROTOCOL_VERSION,
     Method,
 )
+from mlxsup.protocol.params import positional_names
 
 OPENRPC_VERSION = "1.3.2"
 _REF = "#/components/schemas/{name}"
@@ -50,7 +51,7 @@ def _method(method: Method, by_type: dict[str, Any], components: dict[str, Any])
         "name": method.name,
         "summary": method.summary,
         "paramStructure": "either",
-        "params": _params(by_type[repr(method.params)], components),
+        "params": _params(method.params, by_type, components),
         "result": {"name": "result", "schema": by_type[repr(method.result)]},
         "errors": [{"$ref": f"#/components/errors/{kind.value}"} for kind in _errors(method)],
     }
@@ -69,15 +70,14 @@ def _notification(
         "name": name,
         "summary": f"Notification from the {sender}.",
         "paramStructure": "by-name",
-        "params": _params(by_type[repr(params)], components),
+        "params": _params(params, by_type, components),
     }
 
 
-def _params(reference: dict[str, Any], components: dict[str, Any]) -> list[dict[str, Any]]:
-    schema = components[reference["$ref"].rpartition("/")[2]]
+def _params(params: type[Any], by_type: dict[str, Any], components: dict[str, Any]) -> list[dict[str, Any]]:
+    schema = components[by_type[repr(params)]["$ref"].rpartition("/")[2]]
     required = schema.get("required", ())
-    # OpenRPC wants required parameters first; `by-name` clients don't mind the order.
-    names = sorted(schema["properties"], key=lambda name: name not in required)
     return [
-        {"name": name, "required": name in required, "schema": schema["properties"][name]} for name in names
+        {"name": name, "required": name in required, "schema": schema["properties"][name]}
+        for name in positional_names(params)
     ]
