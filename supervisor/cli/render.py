@@ -49,7 +49,7 @@ class ProgressLine:
         if phase != self._phase:
             self._phase, self._phase_began_s, self._phase_base = phase, now_s, done
             if not self._on_terminal:
-                click.echo(f"{self._title}: {phase}{f' ({size(total)})' if total else ''}", err=True)
+                click.echo(f"{self._title}: {phase}{f' ({size(total)})' if total and total > 1 else ''}", err=True)
         elif now_s - self._drawn_s < _REDRAW_S and done != total:
             return
         self._drawn_s = now_s

@@ -125,9 +125,12 @@ class Pool:
         return open_worker(partial(spawn_process, command, environment), config, handlers)
 
     def _share_of_cores(self) -> int:
-        """Workers whose BLAS threads outnumber the cores spin against each other: each gets its share."""
+        """BLAS threads that outnumber the free cores spin against each other and everything else.
+
+        So one core is left to the supervisor and its clients, and the workers share the others.
+        """
         alive = sum(1 for runner in self._runners.values() if runner.snapshot().pid is not None)
-        return max(1, (os.cpu_count() or 1) // (alive + 1))
+        return max(1, ((os.cpu_count() or 1) - 1) // (alive + 1))
 
 
 def _untouched(name: str, pulled: set[str]) -> ModelEntry:
