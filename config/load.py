@@ -13,7 +13,8 @@ import msgspec
 
 from mlxsup.config.schema import DEFAULT_MODEL, Config, Model
 
-_MODEL_NAME = re.compile(r"^[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?$")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _VARIABLE = re.compile(r"^MLXSUP_([A-Z0-9]+)__([A-Z0-9_]+)$")
 
 
@@ -45,6 +46,8 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([ConfigFault("TOML", str(error))]) from None
+    except RecursionError:
+        raise ConfigError([ConfigFault("TOML", "nested too deeply")]) from None
     faults: list[ConfigFault] = []
     _override(table, environment, faults)
     _check_struct(table, Config, "", faults)
@@ -68,7 +71,7 @@ def _override(table: dict[str, Any], environment: Mapping[str, str], faults: lis
             continue
         try:
             value = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             value = text
         target = table.setdefault(section, {})
         if isinstance(target, dict):
@@ -81,7 +84,7 @@ def _check_struct(table: Any, struct: Any, path: str, faults: list[ConfigFault])
         return
     fields = _struct_fields(struct)
     for key, value in table.items():
-        here = f"{path}.{key}" if path else key
+        here = f"{path}.{_as_written(key)}" if path else _as_written(key)
         field = fields.get(key)
         if field is None:
             faults.append(ConfigFault(here, f"is not a known key; {_suggest(key, fields)}"))
@@ -98,8 +101,8 @@ def _check_models(table: Any, path: str, faults: list[ConfigFault]) -> None:
         faults.append(ConfigFault(path, "is a table of models: write [models.NAME]"))
         return
     for name, value in table.items():
-        here = f"{path}.{name}"
-        if not _MODEL_NAME.match(name):
+        here = f"{path}.{_as_written(name)}"
+        if not _MODEL_NAME.fullmatch(name):
             faults.append(ConfigFault(here, "a model's name is letters, digits and . _ - (and one /)"))
         _check_struct(value, Model, here, faults)
 
@@ -109,6 +112,11 @@ def _check_value(value: Any, field: Any, path: str, faults: list[ConfigFault]) -
         msgspec.convert(value, field)
     except msgspec.ValidationError as error:
         faults.append(ConfigFault(path, f"{error}, got {value!r}" if "got" not in str(error) else str(error)))
+
+
+def _as_written(key: str) -> str:
+    """The key as TOML wants it in a path."""
+    return key if _BARE_KEY.fullmatch(key) else msgspec.json.encode(key).decode()
 
 
 def _struct_fields(struct: Any) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""`default.toml` is the documentation of the configuration's types; it says no less and no more than they do."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import mlxsup.config.schema as schema
+from mlxsup.config.load import load_config
+from mlxsup.config.schema import DEFAULT_MODEL, Config
+
+assert schema.__file__ is not None
+TEXT = Path(schema.__file__).with_name("default.toml").read_text(encoding="utf-8")
+
+_SET = re.compile(r"^(?P<key>\w+) = ", re.MULTILINE)
+_COMMENTED = re.compile(r"^# (?P<key>\w+) = (?P<value>.+)$", re.MULTILINE)
+_MEANING = re.compile(r"^# (?P<keys>\w+(?:, \w+)*): \S", re.MULTILINE)
+
+SECTIONS: dict[str, Any] = {
+    "server": schema.Server,
+    "generation": schema.Generation,
+    "worker": schema.Worker,
+    f"models.{DEFAULT_MODEL}": schema.Model,
+}
+
+
+def parts() -> dict[str, str]:
+    """The text below each header."""
+    _, *rest = re.split(r"^\[([^\]]+)\]\n", TEXT, flags=re.MULTILINE)
+    return dict(zip(rest[::2], rest[1::2], strict=True))
+
+
+def fields(section: str) -> dict[str, msgspec.structs.FieldInfo]:
+    return {field.encode_name: field for field in msgspec.structs.fields(SECTIONS[section])}
+
+
+def test_the_file_has_the_sections_of_the_types_in_their_order() -> None:
+    names = [name.split(".")[0] for name in parts()]
+    assert names == [field.encode_name for field in msgspec.structs.fields(Config)]
+    assert list(parts()) == list(SECTIONS)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_has_every_key_of_its_type_in_its_order_and_nothing_else(section: str) -> None:
+    text = parts()[section]
+    found = [
+        (match.start(), match["key"]) for pattern in (_SET, _COMMENTED) for match in pattern.finditer(text)
+    ]
+    assert [key for _, key in sorted(found)] == list(fields(section))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_keys_that_are_commented_out_are_the_ones_without_a_default(section: str) -> None:
+    commented = {match["key"] for match in _COMMENTED.finditer(parts()[section])}
+    own_source = {"source"} if section.startswith("models.") else set()
+    assert commented | own_source == {
+        name for name, field in fields(section).items() if field.default is None
+    }
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_key_has_its_meaning_written_above_it(section: str) -> None:
+    meant = [key for match in _MEANING.finditer(parts()[section]) for key in match["keys"].split(", ")]
+    assert sorted(set(meant) & set(fields(section))) == sorted(fields(section))
+
+
+def test_its_values_are_the_defaults_of_the_types() -> None:
+    table = tomllib.loads(TEXT)
+    (model,) = table.pop("models").values()
+    assert model.pop("source") == DEFAULT_MODEL
+    for section, values in {**table, f"models.{DEFAULT_MODEL}": model}.items():
+        defaults = msgspec.to_builtins(SECTIONS[section]())
+        assert values == {name: _as_toml(value) for name, value in defaults.items() if value is not None}
+        kinds = {name: type(value) for name, value in values.items()}
+        assert kinds == {name: type(_as_toml(defaults[name])) for name in values}
+
+
+def _as_toml(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_loading_it_is_loading_nothing() -> None:
+    loaded, bare = load_config(TEXT, {}), load_config("", {})
+    named = msgspec.structs.replace(bare.models[DEFAULT_MODEL], source=DEFAULT_MODEL)
+    assert loaded == msgspec.structs.replace(bare, models={DEFAULT_MODEL: named})
+
+
+def test_with_every_comment_taken_off_it_is_still_a_good_configuration() -> None:
+    config = load_config(_COMMENTED.sub(r"\g<key> = \g<value>", TEXT), {})
+    for section, values in (("server", config.server), ("worker", config.worker)):
+        assert None not in [getattr(values, name) for name in fields(section)]
+    assert None not in msgspec.to_builtins(config.models[DEFAULT_MODEL]).values()
+
+
+RANGES = re.compile(r"^# (?P<key>\w+): .*?(?P<low>-?[\d.]+) to (?P<high>[\d.]+)\.?$", re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "low", "high"),
+    [
+        (section, match["key"], float(match["low"].rstrip(".")), float(match["high"].rstrip(".")))
+        for section, text in parts().items()
+        for match in RANGES.finditer(text)
+    ],
+)
+def test_a_range_that_is_written_down_is_the_range_that_is_allowed(
+    section: str, key: str, low: float, high: float
+) -> None:
+    kind = fields(section)[key].type
+    number = int if "int" in str(kind) else float
+    for value in (low, high):
+        assert msgspec.convert(number(value), kind) == value
+    step = 1 if number is int else 1e-6
+    for value in (low - step, high + step):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(number(value), kind)
+
+
+def test_ranges_are_found_where_they_are_written_down() -> None:
+    assert sum(len(RANGES.findall(text)) for text in parts().values()) >= 10
