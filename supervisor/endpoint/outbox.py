@@ -17,8 +17,14 @@ _DELTA_OVERHEAD_BYTES = 100
 
 
 class _Delta(msgspec.Struct):
+    """The text is one buffer: a string of its own for each token would take many times what is counted."""
+
     id: Id
-    texts: list[str]
+    utf8: bytearray = msgspec.field(default_factory=bytearray)
+
+    @property
+    def bytes_held(self) -> int:
+        return _DELTA_OVERHEAD_BYTES + len(self.utf8)
 
 
 class ClientOutbox:
@@ -37,15 +43,14 @@ class ClientOutbox:
         self.bytes_held += len(frame)
 
     def put_delta(self, id: Id, text: str) -> None:
-        self.bytes_held += len(text)
-        waiting = self._mergeable.get(id)
-        if waiting is not None:
-            waiting.texts.append(text)
-            return
-        delta = _Delta(id, [text])
-        self._mergeable[id] = delta
-        self._items.append(delta)
-        self.bytes_held += _DELTA_OVERHEAD_BYTES
+        delta = self._mergeable.get(id)
+        if delta is None:
+            delta = self._mergeable[id] = _Delta(id)
+            self._items.append(delta)
+            self.bytes_held += delta.bytes_held
+        piece = text.encode()
+        delta.utf8 += piece
+        self.bytes_held += len(piece)
 
     def put_response(self, id: Id, frame: bytes) -> None:
         """The last frame of request `id`: nothing is merged across it."""
@@ -70,6 +75,5 @@ class ClientOutbox:
     def _encode(self, delta: _Delta) -> bytes:
         if self._mergeable.get(delta.id) is delta:
             del self._mergeable[delta.id]
-        text = "".join(delta.texts)
-        self.bytes_held -= len(text) + _DELTA_OVERHEAD_BYTES
-        return encode_notification(DELTA, StreamDelta(id=delta.id, index=0, text=text))
+        self.bytes_held -= delta.bytes_held
+        return encode_notification(DELTA, StreamDelta(id=delta.id, index=0, text=delta.utf8.decode()))
