@@ -35,10 +35,10 @@ _PROMPTS = {
 
 async def fetch(environment: Mapping[str, str]) -> None:
     announce("Fetch the model, unless it is here", f"mlxsup pull {MODEL}")
-    click.echo("   ", nl=False)
     pulling = await trio.run_process(
         [MLXSUP, "pull", MODEL],
         stdin=subprocess.DEVNULL,
+        capture_stdout=True,  # where it is now; stderr, with the bar, goes straight to the terminal
         check=False,
         env=environment,
         deliver_cancel=_interrupt,
@@ -46,6 +46,7 @@ async def fetch(environment: Mapping[str, str]) -> None:
     )
     if pulling.returncode != 0:
         raise ActFailedError(f"cannot go on without the model: `mlxsup pull` ended with {pulling.returncode}")
+    say(pulling.stdout.decode().strip())
 
 
 async def _interrupt(process: trio.Process) -> None:
