@@ -185,9 +185,16 @@ class Framing(msgspec.Struct, frozen=True):
     encode: Callable[[bytes], bytes]
 
 
+_UNICODE_LINE_ENDS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
+
+
 def _encode_line(payload: bytes) -> bytes:
     if b"\n" in payload:
         raise ValueError("a frame can't contain its own delimiter")
+    if not payload.isascii():
+        # Node's readline and others end a line at these too; inside JSON strings they may be escaped.
+        for character, escape in _UNICODE_LINE_ENDS:
+            payload = payload.replace(character, escape)
     return payload + b"\n"
 
 

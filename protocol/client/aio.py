@@ -9,8 +9,8 @@ async with connect() as client:
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,15 @@ class Client:
         self._send_stream = send
         self._receive_stream = receive
         self._exchange = Exchange()
-        self._sending = trio.Lock()
+        self._outgoing = b""
+        self._has_outgoing = trio.Event()
         self._pending: dict[int, _Pending] = {}
         self._lost: ConnectionLostError | None = None
         self._listeners: list[OnNotification] = []
 
     async def call(self, method: str, params: Any = None, on_progress: OnNotification | None = None) -> Any:
         """Send a request and wait for its typed result. Cancelling the call cancels the request."""
-        async with self._request(method, params) as (id, pending):
+        with self._request(method, params) as (id, pending):
             forward = _only_progress_of(id, on_progress)
             if forward is not None:
                 self._listeners.append(forward)
@@ -73,36 +74,41 @@ class Client:
     async def stream(self, method: str, params: Any) -> AsyncIterator["TextStream"]:
         """`chat` or `generate` with `stream`; leaving the block early cancels the request."""
         asked = params if isinstance(params, dict) else msgspec.to_builtins(params)
-        async with self._request(method, {**asked, "stream": True}) as (id, pending):
+        with self._request(method, {**asked, "stream": True}) as (id, pending):
             yield TextStream(self, method, id, pending)
 
     def listen(self, listener: OnNotification) -> None:
         """Call `listener` with each notification from now on; it may not wait."""
         self._listeners.append(listener)
 
-    @asynccontextmanager
-    async def _request(self, method: str, params: Any) -> AsyncIterator[tuple[int, _Pending]]:
+    @contextmanager
+    def _request(self, method: str, params: Any) -> Iterator[tuple[int, _Pending]]:
         if self._lost is not None:
             raise self._lost
         id, data = self._exchange.request(method, params)
         pending = self._pending[id] = _Pending()
+        self._put(data)
         try:
-            await self._send(data)
             yield id, pending
         finally:
             del self._pending[id]
-            if pending.response is None and self._lost is None:
-                with trio.move_on_after(1.0, shield=True):
-                    await self._send(self._exchange.cancel(id))
+            if pending.response is None:
+                self._put(self._exchange.cancel(id))
 
-    async def _send(self, data: bytes) -> None:
-        async with self._sending:
-            try:
-                # A frame that is cut off would spoil all that follow.
-                with trio.CancelScope(shield=True):
-                    await self._send_stream.send_all(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                raise ConnectionLostError("the server is gone") from error
+    def _put(self, data: bytes) -> None:
+        """Frames leave whole and in order, whoever is cancelled meanwhile: one task sends them."""
+        self._outgoing += data
+        self._has_outgoing.set()
+
+    async def _send(self) -> None:
+        try:
+            while True:
+                await self._has_outgoing.wait()
+                self._has_outgoing = trio.Event()
+                data, self._outgoing = self._outgoing, b""
+                await self._send_stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._lose(ConnectionLostError("the server is gone"))
 
     async def _wait(self, pending: _Pending) -> None:
         if self._lost is not None:
@@ -114,11 +120,14 @@ class Client:
             while chunk := await self._receive_stream.receive_some(_READ_BYTES):
                 for message in self._exchange.read(bytes(chunk)):
                     self._take(message)
-            self._lost = ConnectionLostError("the server closed the connection")
+            self._lose(ConnectionLostError("the server closed the connection"))
         except ConnectionLostError as lost:
-            self._lost = lost
+            self._lose(lost)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._lost = ConnectionLostError("the server is gone")
+            self._lose(ConnectionLostError("the server is gone"))
+
+    def _lose(self, lost: ConnectionLostError) -> None:
+        self._lost = self._lost or lost
         for pending in self._pending.values():
             pending.note()
 
@@ -161,9 +170,9 @@ class TextStream:
         pending.pieces.clear()
         return text
 
-    async def cancel(self) -> None:
+    def cancel(self) -> None:
         """Ask for the end; the iteration then ends with the text so far in `result`."""
-        await self._client._send(self._client._exchange.cancel(self._id))  # noqa: SLF001
+        self._client._put(self._client._exchange.cancel(self._id))  # noqa: SLF001
 
 
 def _only_progress_of(id: int, listener: OnNotification | None) -> OnNotification | None:
@@ -205,6 +214,7 @@ async def _serving(client: Client) -> AsyncIterator[Client]:
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client._receive)  # noqa: SLF001
+        nursery.start_soon(client._send)  # noqa: SLF001
         try:
             yield client
         except Exception as error:  # noqa: BLE001  (it goes on below, out of the nursery that would wrap it in a group)

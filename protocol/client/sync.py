@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,7 +66,9 @@ class Client:
             stdin.flush()
 
         def close() -> None:
-            stdin.close()
+            # A request that could not be written is still in its buffer, and closing tries once more.
+            with suppress(BrokenPipeError):
+                stdin.close()
             stdout.close()
             try:
                 child.wait(_CHILD_EXIT_S)

@@ -1,5 +1,15 @@
 """The command line: `main` is the console script `mlxsup`."""
 
-from mlxsup.supervisor.cli.main import main
+import sys
 
-__all__ = ["main"]
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command of `sys.argv`; Ctrl-C ends it quietly, also while the commands are being imported."""
+    try:
+        from mlxsup.supervisor.cli.main import run_command
+
+        run_command()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)

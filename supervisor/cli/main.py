@@ -16,8 +16,6 @@ from mlxsup.supervisor.cli.setting import NOT_CONFIGURED, SettingError
 from mlxsup.supervisor.cli.status import status, stop
 from mlxsup.supervisor.endpoint.unix_server import SocketUnusableError
 
-_INTERRUPTED = 130
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("mlxsup"), "-V", "--version", prog_name="mlxsup")
@@ -32,7 +30,7 @@ for command in (start, stdio, status, list_models, pull_model, load, unload, cha
     commands.add_command(command)
 
 
-def main() -> None:
+def run_command() -> None:
     """Exit status: 0 done, 1 failed, 2 wrong usage, 78 configuration that can't be used, 130 interrupted."""
     try:
         commands(standalone_mode=False)
@@ -48,8 +46,8 @@ def main() -> None:
     except ConnectionLostError as error:
         click.echo(f"mlxsup: {error}; is one running? `mlxsup start` starts it", err=True)
         sys.exit(1)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(_INTERRUPTED)
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python would complain once more at its exit.
         sys.stderr.close()

@@ -1,5 +1,6 @@
 """How things look in a terminal: tables, sizes, one line of progress."""
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -49,7 +50,9 @@ class ProgressLine:
         if phase != self._phase:
             self._phase, self._phase_began_s, self._phase_base = phase, now_s, done
             if not self._on_terminal:
-                click.echo(f"{self._title}: {phase}{f' ({size(total)})' if total and total > 1 else ''}", err=True)
+                click.echo(
+                    f"{self._title}: {phase}{f' ({size(total)})' if total and total > 1 else ''}", err=True
+                )
         elif now_s - self._drawn_s < _REDRAW_S and done != total:
             return
         self._drawn_s = now_s
@@ -62,9 +65,9 @@ class ProgressLine:
             filled = _BAR_CHARS * done // total
             elapsed_s = now_s - self._phase_began_s
             rate = f"  {size((done - self._phase_base) / elapsed_s)}/s" if elapsed_s > 0.2 else ""
-            bar = "━" * filled + click.style("━" * (_BAR_CHARS - filled), dim=True)
+            bar = "━" * filled + "╌" * (_BAR_CHARS - filled)
             line += f"  {bar}  {size(done)} of {size(total)}{rate}"
-        click.echo(f"\r\x1b[K{line}", err=True, nl=False)
+        click.echo(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", err=True, nl=False)
 
     def end(self) -> None:
         """Leave the line behind, as if it had never been."""

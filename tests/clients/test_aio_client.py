@@ -72,7 +72,7 @@ async def test_a_cancelled_stream_ends_with_the_text_so_far(client: Client, mode
     async with client.stream("chat", question(model, LONG, max_tokens=4096)) as stream:
         async for piece in stream:
             pieces.append(piece)
-            await stream.cancel()
+            stream.cancel()
 
     assert stream.result is not None
     assert stream.result.finish_reason is FinishReason.CANCELLED
