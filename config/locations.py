@@ -14,6 +14,7 @@ class Locations(msgspec.Struct, frozen=True, kw_only=True):
     config_file: Path
     socket: Path
     cache: Path
+    state: Path
 
 
 def locate(platform: str, environment: Mapping[str, str], home: Path) -> Locations:
@@ -23,14 +24,16 @@ def locate(platform: str, environment: Mapping[str, str], home: Path) -> Locatio
     """
     if platform == "darwin":
         cache = home / "Library" / "Caches"
-        config = home / "Library" / "Application Support"
+        config = state = home / "Library" / "Application Support"
     else:
         cache = _folder(environment, "XDG_CACHE_HOME", home / ".cache")
         config = _folder(environment, "XDG_CONFIG_HOME", home / ".config")
+        state = _folder(environment, "XDG_STATE_HOME", home / ".local" / "state")
     return Locations(
         config_file=Path(environment.get("MLXSUP_CONFIG") or config / "mlxsup" / "config.toml"),
         socket=default_socket(platform, environment, home),
         cache=cache / "mlxsup",
+        state=state / "mlxsup",
     )
 
 

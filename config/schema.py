@@ -55,8 +55,36 @@ class Worker(_Section, frozen=True):
     exit_grace_s: Seconds = 5.0
     term_grace_s: Seconds = 15.0
     kill_grace_s: PositiveSeconds = 5.0
+    spares: Annotated[int, Meta(ge=0, le=16)] = 1
     stderr_lines_max: Annotated[int, Meta(ge=1, le=100_000)] = 200
     stderr_line_bytes_max: Annotated[int, Meta(ge=80, le=1 * MIB)] = 4 * KIB
+
+
+class Recovery(_Section, frozen=True):
+    """What follows when a worker dies, hangs or leaks."""
+
+    restart_backoff_base_s: PositiveSeconds = 1.0
+    restart_backoff_max_s: PositiveSeconds = 60.0
+    restart_healthy_s: PositiveSeconds = 600.0
+    restarts_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 5
+    restart_window_s: PositiveSeconds = 300.0
+    failed_hold_s: Seconds = 5.0
+    silence_s: PositiveSeconds = 10.0
+    load_stall_s: PositiveSeconds = 300.0
+    step_s: PositiveSeconds = 60.0
+    pickup_s: PositiveSeconds = 30.0
+    prefill_tokens_per_s_min: Annotated[float, Meta(gt=0.0)] = 5.0
+    breaker_deaths: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
+    breaker_open_s: PositiveSeconds = 10.0
+    breaker_open_max_s: PositiveSeconds = 300.0
+    suspect_tokens: Annotated[int, Meta(ge=1, le=10_000)] = 8
+    quarantine_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    reports_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    stranded_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5
+    headroom_bytes: Annotated[int, Meta(ge=0)] = 256 * MIB
+    leak_bytes_per_hour_max: Annotated[int, Meta(ge=1)] | None = None
+    recycle_requests: Annotated[int, Meta(ge=1)] | None = None
+    recycle_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Model(_Section, frozen=True):
@@ -76,4 +104,5 @@ class Config(_Section, frozen=True):
     server: Server = msgspec.field(default_factory=Server)
     generation: Generation = msgspec.field(default_factory=Generation)
     worker: Worker = msgspec.field(default_factory=Worker)
+    recovery: Recovery = msgspec.field(default_factory=Recovery)
     models: dict[str, Model] = msgspec.field(default_factory=dict)

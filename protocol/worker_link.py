@@ -85,14 +85,21 @@ class Sampling(_Wire, frozen=True):
 
 
 class Generate(_Wire, frozen=True):
-    """Exactly one of `messages`, `prompt`, `prompt_tokens` is set."""
+    """Exactly one of `messages`, `prompt`, `prompt_tokens` is set. `seeded`: the seed is the client's own.
+
+    `delivered_tokens` are those of an earlier worker, `delivered_chars` the length of the text that they came with:
+    the answer goes on behind them as if nothing had happened. `max_tokens` counts them too.
+    """
 
     max_tokens: int
     sampling: Sampling
+    seeded: bool = False
     stop: tuple[str, ...] = ()
     messages: list[Message] | None = None
     prompt: str | None = None
     prompt_tokens: list[int] | None = None
+    delivered_tokens: list[int] = []
+    delivered_chars: int = 0
 
 
 class Generated(_Wire, frozen=True):
@@ -115,7 +122,11 @@ class Step(_Wire, frozen=True):
 
 
 class Heartbeat(_Wire, frozen=True):
-    """What the MLX thread last finished: `work` counts its units, `still_s` is the age of the last one."""
+    """What the MLX thread last finished: `work` counts its units, `still_s` is the age of the last one.
+
+    `prefill_tokens` are those of prompts in the step that is being computed, `prefill_tokens_per_s` the rate of the
+    last step that had any.
+    """
 
     phase: str
     work: int
@@ -124,6 +135,8 @@ class Heartbeat(_Wire, frozen=True):
     active_bytes: int
     cache_bytes: int
     peak_bytes: int
+    prefill_tokens: int = 0
+    prefill_tokens_per_s: float = 0.0
 
 
 class Cancel(_Wire, frozen=True):

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,12 +13,17 @@ import trio
 from mlxsup.config.schema import Config
 from mlxsup.protocol.descriptors import Pipes
 from mlxsup.protocol.errors import RpcError
+from mlxsup.protocol.service import Event
 from mlxsup.supervisor.endpoint.connection import Connection
 from mlxsup.supervisor.endpoint.streams import StdioByteStream
 from mlxsup.supervisor.endpoint.unix_server import FINISH_S, UnixServer, bound_socket
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.models.store import Store
+from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.pool import Pool
+from mlxsup.supervisor.recovery.death_report import DeathBook
+from mlxsup.supervisor.recovery.poison import QuarantinedRequest
+from mlxsup.supervisor.recovery.recorder import DeathRecorder
 from mlxsup.supervisor.service import Service
 
 _log = logging.getLogger(__name__)
@@ -29,6 +35,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     config: Config
     config_folder: Path
     cache: Path
+    state: Path
 
 
 @asynccontextmanager
@@ -40,10 +47,22 @@ async def open_supervisor(setting: Setting) -> AsyncIterator[Service]:
     async with trio.open_nursery() as nursery:
         events = EventBus()
         store = Store(setting.cache)
-        pool = Pool(setting.config, setting.config_folder, store, events, nursery)
+        book = DeathBook(setting.state / "deaths.sqlite", setting.config.recovery.reports_max)
+        recorder = DeathRecorder(book, events)
+        nursery.start_soon(recorder.run)
+        pool = Pool(
+            setting.config,
+            setting.config_folder,
+            store,
+            events,
+            nursery,
+            witness=recorder,
+            quarantined=await trio.to_thread.run_sync(_known_quarantined, book),
+        )
         service = Service(setting.config, pool, store, events, nursery)
         hurry = trio.Event()
         await nursery.start(_watch_signals, service, hurry)
+        nursery.start_soon(_keep_spares, pool, events)
         for name, model in setting.config.models.items():
             if model.preload:
                 nursery.start_soon(_preload, pool, name)
@@ -75,6 +94,27 @@ async def _watch_signals(
             else:
                 _log.info("%s: shutting down once running requests have ended; again to end them now", name)
                 service.shutdown_asked.set()
+
+
+async def _keep_spares(pool: Pool, events: EventBus) -> None:
+    """Once a worker is ready: before, a spare would only slow its load down."""
+    ready = trio.Event()
+
+    def listen(event: Event) -> None:
+        if event.what == WorkerState.READY:
+            ready.set()
+
+    with events.subscribed(listen):
+        await ready.wait()
+    await pool.keep_spares()
+
+
+def _known_quarantined(book: DeathBook) -> list[QuarantinedRequest]:
+    try:
+        return book.read_quarantined()
+    except (OSError, sqlite3.Error) as error:
+        _log.error("cannot read what was quarantined before: %s", error)
+        return []
 
 
 async def _preload(pool: Pool, name: str) -> None:

@@ -116,6 +116,7 @@ class Service:
             sink=sink,
             observer=self,
             now_s=now_s,
+            resume=params.resume,
             deadline_s=None if params.deadline_ms is None else now_s + params.deadline_ms / 1000,
         )
         runner.submit(request)

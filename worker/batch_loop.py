@@ -5,6 +5,8 @@ Every request that came in is answered exactly once: by its last emission, by a 
 preparation that refused it.
 """
 
+import time
+
 import msgspec
 
 from mlxsup.protocol import worker_link as link
@@ -36,28 +38,48 @@ class BatchLoop:
         self._preparing: dict[int, bool] = {}
         self._running: dict[int, _Counts] = {}
         self._steps = 0
+        self._prefill_tokens_per_s = 0.0
 
     def run(self) -> ExitCode:
         """Until the supervisor says to end, or its pipe closes."""
         while True:
             idle = not self._running
-            self._vitals.advance("idle" if idle else "batch", self._steps, len(self._running))
+            if idle:
+                self._vitals.advance("idle", self._steps)
             for item in self._inbox.take(wait=idle):
                 end = self._handle(item)
                 if end is not None:
                     return end
             if self._running:
-                self._send(self._engine.step())
-                self._steps += 1
+                self._step()
+
+    def _step(self) -> None:
+        prefill_tokens = self._engine.prefill_tokens
+        self._vitals.advance(
+            "batch",
+            self._steps,
+            sequences=len(self._running),
+            prefill_tokens=prefill_tokens,
+            prefill_tokens_per_s=self._prefill_tokens_per_s,
+        )
+        began_s = time.monotonic()
+        emissions = self._engine.step()
+        if prefill_tokens:
+            self._prefill_tokens_per_s = prefill_tokens / max(time.monotonic() - began_s, 1e-6)
+        self._steps += 1
+        self._send(emissions)
 
     def _handle(self, item: Command | Ready | EndOfInput) -> ExitCode | None:
         match item:
             case Ready(id=id, prepared=prepared):
                 wanted = self._preparing.pop(id)
                 if prepared is not None:
-                    self._running[id] = _Counts(len(prepared.prompt_tokens))
+                    delivered = len(prepared.request.delivered_tokens)
+                    self._running[id] = _Counts(len(prepared.prompt_tokens), delivered)
                     if wanted:
-                        self._engine.submit(id, prepared)
+                        only = self._engine.submit(id, prepared)
+                        if only is not None:
+                            self._send([only])
                     else:
                         self._send([Emission(id, "", [], FinishReason.CANCELLED)])
             case EndOfInput(fault=fault):

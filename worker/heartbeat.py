@@ -22,6 +22,8 @@ def start_heartbeat(vitals: Vitals, outbox: Outbox, interval_s: float) -> None:
                 active_bytes=mark.active_bytes,
                 cache_bytes=mark.cache_bytes,
                 peak_bytes=mark.peak_bytes,
+                prefill_tokens=mark.prefill_tokens,
+                prefill_tokens_per_s=mark.prefill_tokens_per_s,
             )
             outbox.send_heartbeat(encode_notification(HEARTBEAT, report))
 

@@ -17,14 +17,27 @@ class _Mark(NamedTuple):
     active_bytes: int
     cache_bytes: int
     peak_bytes: int
+    prefill_tokens: int
+    prefill_tokens_per_s: float
 
 
 class Vitals:
     def __init__(self) -> None:
-        self._mark = _Mark("starting", 0, time.monotonic(), 0, 0, 0, 0)
+        self._mark = _Mark("starting", 0, time.monotonic(), 0, 0, 0, 0, 0, 0.0)
 
-    def advance(self, phase: str, work: int, sequences: int = 0) -> None:
-        """The MLX thread has come to `work` units in `phase`: bytes of a load, steps of a batch."""
+    def advance(
+        self,
+        phase: str,
+        work: int,
+        *,
+        sequences: int = 0,
+        prefill_tokens: int = 0,
+        prefill_tokens_per_s: float = 0.0,
+    ) -> None:
+        """The MLX thread has come to `work` units in `phase`: bytes of a load, steps of a batch.
+
+        `prefill_tokens` are those that the step which begins now computes.
+        """
         # One assignment: a reader never sees half of it.
         self._mark = _Mark(
             phase,
@@ -34,6 +47,8 @@ class Vitals:
             mx.get_active_memory(),
             mx.get_cache_memory(),
             mx.get_peak_memory(),
+            prefill_tokens,
+            prefill_tokens_per_s,
         )
 
     def read(self) -> _Mark:

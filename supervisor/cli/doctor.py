@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,9 +22,10 @@ from mlxsup.supervisor.cli.render import size
 from mlxsup.supervisor.cli.setting import Loaded, config_option, read_setting
 from mlxsup.supervisor.models.aliases import ALIASES
 from mlxsup.supervisor.models.store import Store
+from mlxsup.supervisor.pool.hatchery import Hatchery
 from mlxsup.supervisor.pool.launch import worker_command, worker_environment
 from mlxsup.supervisor.pool.process import spawn_process
-from mlxsup.supervisor.pool.worker import Handlers, WorkerGoneError, open_worker
+from mlxsup.supervisor.pool.worker import WorkerGoneError
 
 _PACKAGES = ("mlx", "mlx-lm", "mlx-vlm", "outlines", "msgspec", "trio")
 _OPTIONAL = {"mlx-vlm": "pip install 'mlxsup[vision]'"}
@@ -111,21 +113,18 @@ def _worker(loaded: Loaded) -> Iterator[Finding]:
 async def _greet_worker(loaded: Loaded) -> Hello:
     config = loaded.config.worker
     environment = worker_environment(os.environ, native.preload_environment(1))
-    handlers = Handlers(step=_ignore, answer=_ignore, progress=_ignore, heartbeat=_ignore)
-    spawn = partial(spawn_process, worker_command(config.command), environment)
-    async with open_worker(spawn, config, handlers) as worker:
-        gone = False
-        with trio.move_on_after(config.hello_timeout_s):
-            try:
-                return await worker.wait_hello()
-            except WorkerGoneError:
-                gone = True
-    last = worker.stderr.lines[-1] if worker.stderr.lines else "none"
-    raise WorkerGoneError(last if gone else "none: it did not say hello in time")
-
-
-def _ignore(_: object) -> None:
-    pass
+    command = worker_command(config.command)
+    async with trio.open_nursery() as nursery:
+        worker = await Hatchery(partial(spawn_process, command, environment), config, nursery).hatch()
+        hello = None
+        try:
+            with trio.move_on_after(config.hello_timeout_s), suppress(WorkerGoneError):
+                hello = await worker.wait_hello()
+        finally:
+            await worker.stop()
+    if hello is None:
+        raise WorkerGoneError(worker.stderr.lines[-1] if worker.stderr.lines else "none")
+    return hello
 
 
 def _memory() -> Finding:

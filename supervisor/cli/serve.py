@@ -42,7 +42,12 @@ def stdio(config_file: Path | None, socket_path: Path | None, connect: bool) -> 
 
 
 def _setting(loaded: Loaded) -> Setting:
-    return Setting(config=loaded.config, config_folder=loaded.config_folder, cache=loaded.locations.cache)
+    return Setting(
+        config=loaded.config,
+        config_folder=loaded.config_folder,
+        cache=loaded.locations.cache,
+        state=loaded.locations.state,
+    )
 
 
 def _log_to_stderr(level: int) -> None:

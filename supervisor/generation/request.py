@@ -53,6 +53,7 @@ class GenerationRequest:
         observer: Observer,
         now_s: float,
         deadline_s: float | None,
+        resume: bool = True,
     ) -> None:
         """`now_s` and `deadline_s` are moments of the monotonic clock."""
         self.id = id
@@ -63,6 +64,9 @@ class GenerationRequest:
         self.marks = Marks(now_s)
         self.deadline_s = deadline_s
         self.tokens: list[int] = []
+        self.resume = resume
+        self.resumed = 0
+        self.chars = 0
         self.prompt_tokens = 0
         self.cancel_asked = False
         self.ended = False
@@ -70,6 +74,14 @@ class GenerationRequest:
         self._sink = sink
         self._observer = observer
         self._texts: list[str] = []
+
+    def remaining_order(self) -> Generate:
+        """The order for the next worker: what was delivered counts as done."""
+        if not self.tokens and not self.chars:
+            return self.order
+        return msgspec.structs.replace(
+            self.order, delivered_tokens=list(self.tokens), delivered_chars=self.chars
+        )
 
     def deliver(self, text: str, tokens: list[int], now_s: float) -> None:
         """Text and tokens that the worker produced at `now_s`."""
@@ -81,6 +93,7 @@ class GenerationRequest:
                 self.marks.first_token_s = now_s
             self.marks.last_token_s = now_s
         if text:
+            self.chars += len(text)
             self._texts.append(text)
             if self._stream:
                 self._sink.delta(text)
@@ -93,7 +106,8 @@ class GenerationRequest:
             completion_tokens=answer.completion_tokens,
             cached_tokens=answer.cached_tokens,
         )
-        self._sink.result(self._result(answer.finish_reason, usage, ServedBy(generation=generation), now_s))
+        served_by = ServedBy(generation=generation, resumed=self.resumed)
+        self._sink.result(self._result(answer.finish_reason, usage, served_by, now_s))
 
     def finish_cancelled(self, now_s: float) -> None:
         """Cancelled before a worker had it, or after its worker had gone."""

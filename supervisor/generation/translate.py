@@ -22,6 +22,7 @@ def make_order(params: ChatParams | GenerateParams, defaults: Generation, random
     order = Generate(
         max_tokens=_or(params.max_tokens, defaults.max_tokens),
         sampling=_sampling(params, defaults, random_seed),
+        seeded=params.seed is not None,
         stop=params.stop_strings,
     )
     return _with_prompt(order, params)

@@ -1,8 +1,7 @@
-"""One worker's life: spawned, greeted, loaded, served, drained, stopped; and what its end means."""
+"""One worker's life: hatched, loaded, served, watched, drained, stopped; and what is known at its end."""
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -10,62 +9,107 @@ import msgspec
 import trio
 
 from mlxsup.config.schema import Model as ModelConfig
+from mlxsup.config.schema import Recovery
 from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.supervisor.pool.deaths import describe_death, explain_death
 from mlxsup.supervisor.pool.lifecycle import WorkerState
+from mlxsup.supervisor.pool.process import Observation
 from mlxsup.supervisor.pool.worker import Handlers, Worker, WorkerGoneError
+from mlxsup.supervisor.recovery.classify import Evidence
+from mlxsup.supervisor.recovery.memory_truth import MemorySample
+from mlxsup.supervisor.recovery.watchdog import Stall, Watchdog, WatchdogLimits
 
 _log = logging.getLogger(__name__)
 
+# Of the memory curve; at one a heartbeat, the last minutes.
+_SAMPLES_MAX = 300
+
 
 class WorkerSource(msgspec.Struct, frozen=True):
-    """Where workers come from; a test hands in its own.
+    """Where workers come from and how they are seen; a test hands in its own.
 
-    `locate` gives the checked model folder or raises RpcError; `spawn` is `open_worker` but for the handlers.
+    `locate` gives the checked model folder or raises RpcError; `hatch` raises OSError; `observe` takes a pid;
+    `available` is the memory that the machine has left, in bytes.
     """
 
     locate: Callable[[], Awaitable[Path]]
-    spawn: Callable[[Handlers], AbstractAsyncContextManager[Worker]]
+    hatch: Callable[[], Awaitable[Worker]]
+    observe: Callable[[int], Observation]
+    available: Callable[[], int]
 
 
 class Owner(Protocol):
-    """Whom a life tells what happens, at once; the owner alone changes the model's state."""
+    """Whom a life tells what happens, at once; only the owner changes the model's state."""
 
-    def enter(self, state: WorkerState) -> None: ...
+    def enter(self, life: "Life", state: WorkerState) -> None: ...
 
-    def spawned(self, worker: Worker) -> None: ...
+    def report(self, life: "Life", progress: link.LoadProgress) -> None: ...
 
-    def ready(self, worker: Worker, loaded: link.Loaded) -> None: ...
+    def ready(self, life: "Life", loaded: link.Loaded) -> None: ...
 
-    def draining(self) -> bool:
-        """Start nothing more; whether anything is still in flight."""
+    def take_step(self, life: "Life", step: link.Step) -> None: ...
+
+    def take_answer(self, life: "Life", id: int, answer: link.Generated | RpcError) -> None: ...
+
+    def sampled(self, life: "Life") -> None: ...
+
+    def draining(self, life: "Life") -> bool:
+        """Start nothing more with it; whether anything is still in flight there."""
         ...
 
 
-class Ending(msgspec.Struct, frozen=True):
-    """How a life ended: `error` is None when it was asked for."""
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How a life ended: asked for when both are None, else by a refused load, or by a death."""
 
-    state: WorkerState
-    error: RpcError | None
+    refusal: RpcError | None = None
+    death: Evidence | None = None
+    why: str | None = None
 
 
 class Life:
     """`stop` may come at any time, from any task; `run` does the rest, once."""
 
     def __init__(
-        self, source: WorkerSource, model: ModelConfig, config: WorkerConfig, handlers: Handlers, owner: Owner
+        self,
+        source: WorkerSource,
+        model: ModelConfig,
+        config: WorkerConfig,
+        recovery: Recovery,
+        owner: Owner,
     ) -> None:
         self._source = source
         self._model = model
         self._config = config
-        self._handlers = handlers
+        self._recovery = recovery
         self._owner = owner
         self._stop_asked = trio.Event()
         self._now = trio.Event()
-        self._load_error: RpcError | None = None
-        self._state = WorkerState.SPAWNING
+        self._refused: RpcError | None = None
+        self._stall: Stall | None = None
+        self._watchdog: Watchdog | None = None
+        self.state = WorkerState.SPAWNING
+        self.worker: Worker | None = None
+        self.samples: list[MemorySample] = []
+        self.began_s = trio.current_time()
+        self.generation = 0
+        self.refusal: RpcError | None = None
+        self.ready_or_over = trio.Event()
+        self.over = trio.Event()
+
+    # As the port of requests to the worker:
+
+    def generate(self, id: int, order: link.Generate) -> None:
+        assert self.worker is not None
+        if self._watchdog is not None:
+            self._watchdog.note_sent(trio.current_time())
+        self.worker.send_request(id, link.GENERATE, order)
+
+    def cancel(self, id: int) -> None:
+        assert self.worker is not None
+        self.worker.send_notification(link.CANCEL, link.Cancel(id=id))
+
+    # For its owner:
 
     def stop(self, *, at_once: bool) -> None:
         self._stop_asked.set()
@@ -77,27 +121,40 @@ class Life:
         if self._stop_asked.is_set():
             self._now.set()
 
+    @property
+    def stopping(self) -> bool:
+        return self._stop_asked.is_set()
+
     async def run(self) -> Ending:
         self._enter(WorkerState.SPAWNING)
         try:
             folder = await self._source.locate()
-            async with self._source.spawn(self._handlers) as worker:
-                self._owner.spawned(worker)
-                try:
-                    await self._serve(worker, folder)
-                finally:
-                    phase, self._state = self._state, WorkerState.STOPPING
-                    self._owner.enter(WorkerState.STOPPING)
+            self.worker = worker = await self._source.hatch()
         except RpcError as error:
-            return Ending(WorkerState.FAILED, error)
+            return Ending(refusal=error)
         except OSError as error:
             reason = f"cannot start a worker: {error.strerror}; check `worker.command` and the free memory"
-            return Ending(WorkerState.FAILED, RpcError(ErrorKind.MODEL_LOAD_FAILED, reason))
-        if self._load_error is not None:
-            return Ending(WorkerState.FAILED, self._load_error)
-        if self._stop_asked.is_set():
-            return Ending(WorkerState.STOPPED, None)
-        return Ending(WorkerState.STOPPED, self._death(worker, phase))
+            return Ending(refusal=RpcError(ErrorKind.MODEL_LOAD_FAILED, reason))
+        try:
+            worker.adopt(self._handlers())
+            await self._serve(worker, folder)
+        finally:
+            phase, self.state = self.state, WorkerState.STOPPING
+            self._owner.enter(self, WorkerState.STOPPING)
+            await worker.stop()
+        if self._refused is not None:
+            return Ending(refusal=self._refused)
+        if self._stop_asked.is_set() and self._stall is None:
+            return Ending()
+        return Ending(death=self._evidence(worker, phase), why=self._why(worker))
+
+    def _handlers(self) -> Handlers:
+        return Handlers(
+            step=self._take_step,
+            answer=self._take_answer,
+            progress=self._take_progress,
+            heartbeat=self._take_beat,
+        )
 
     async def _serve(self, worker: Worker, folder: Path) -> None:
         """Until the worker is gone, its load has failed, or it is to stop and has nothing left to do."""
@@ -105,27 +162,29 @@ class Life:
             nursery.start_soon(self._watch_death, worker, nursery.cancel_scope)
             nursery.start_soon(self._watch_stop, nursery.cancel_scope)
             try:
-                loaded = await self._load(worker, folder)
+                loaded = await self._load(worker, folder, nursery)
             except RpcError as error:
-                self._load_error = error
+                self._refused = error
                 nursery.cancel_scope.cancel()
             except WorkerGoneError:
-                # The watch sees it too, and ends this.
+                # The watch of its death sees it too, and ends this.
                 await trio.sleep_forever()
             else:
                 self._enter(WorkerState.READY)
-                self._owner.ready(worker, loaded)
+                self._owner.ready(self, loaded)
                 await trio.sleep_forever()
 
-    async def _load(self, worker: Worker, folder: Path) -> link.Loaded:
+    async def _load(self, worker: Worker, folder: Path, nursery: trio.Nursery) -> link.Loaded:
         try:
             with trio.fail_after(self._config.hello_timeout_s):
                 await worker.wait_hello()
             self._enter(WorkerState.LOADING)
+            self._watchdog = Watchdog(_watchdog_limits(self._config, self._recovery), trio.current_time())
+            nursery.start_soon(self._watch_progress, worker, self._watchdog)
             with trio.fail_after(self._config.load_timeout_s):
                 return await worker.call(link.LOAD, self._order(folder), link.Loaded)
         except trio.TooSlowError:
-            key = "hello_timeout_s" if self._state is WorkerState.SPAWNING else "load_timeout_s"
+            key = "hello_timeout_s" if self.state is WorkerState.SPAWNING else "load_timeout_s"
             await worker.kill()
             raise RpcError(
                 ErrorKind.MODEL_LOAD_FAILED,
@@ -150,22 +209,75 @@ class Life:
 
     async def _watch_stop(self, serving: trio.CancelScope) -> None:
         await self._stop_asked.wait()
-        if self._state is WorkerState.READY:
+        if self.state is WorkerState.READY:
             self._enter(WorkerState.DRAINING)
-            if self._owner.draining():
+            if self._owner.draining(self):
                 await self._now.wait()
         serving.cancel()
 
-    def _enter(self, state: WorkerState) -> None:
-        self._state = state
-        self._owner.enter(state)
+    async def _watch_progress(self, worker: Worker, watchdog: Watchdog) -> None:
+        """Look at it once a heartbeat; end it when it gets nowhere."""
+        while True:
+            await trio.sleep(self._config.heartbeat_interval_s)
+            now_s = trio.current_time()
+            seen = self._source.observe(worker.pid)
+            self.samples.append(MemorySample(now_s, seen.resident_bytes, seen.available_bytes))
+            del self.samples[:-_SAMPLES_MAX]
+            self._owner.sampled(self)
+            self._stall = watchdog.check(now_s, process_stopped=seen.stopped)
+            if self._stall is not None:
+                _log.error("worker %d is stuck in %s: %s", worker.pid, self._stall.phase, self._stall.reason)
+                await worker.end_stalled()
+                return
 
-    def _death(self, worker: Worker, phase: WorkerState) -> RpcError:
-        if worker.returncode is None:
-            return RpcError(ErrorKind.WORKER_DIED, "the worker did not end although it was killed")
-        death = explain_death(worker.returncode, phase.value)
-        _log.error("worker %d died: %s", worker.pid, describe_death(death))
-        for line in worker.stderr.lines:
-            _log.info("worker %d stderr: %s", worker.pid, line)
-        why = f"; it broke the worker protocol: {worker.fault}" if worker.fault else ""
-        return RpcError(ErrorKind.WORKER_DIED, f"the worker died: {describe_death(death)}{why}", death=death)
+    def _take_step(self, step: link.Step) -> None:
+        self._note_frame()
+        self._owner.take_step(self, step)
+
+    def _take_answer(self, id: int, answer: link.Generated | RpcError) -> None:
+        self._note_frame()
+        self._owner.take_answer(self, id, answer)
+
+    def _take_progress(self, progress: link.LoadProgress) -> None:
+        self._note_frame()
+        if progress.phase == "warm" and self.state is WorkerState.LOADING:
+            self._enter(WorkerState.WARMING)
+        self._owner.report(self, progress)
+
+    def _take_beat(self, beat: link.Heartbeat) -> None:
+        if self._watchdog is not None:
+            self._watchdog.note_heartbeat(beat, trio.current_time())
+
+    def _note_frame(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.note_frame(trio.current_time())
+
+    def _enter(self, state: WorkerState) -> None:
+        self.state = state
+        self._owner.enter(self, state)
+
+    def _evidence(self, worker: Worker, phase: WorkerState) -> Evidence:
+        return Evidence(
+            # A process that the kernel holds for ever has no status; SIGKILL was sent.
+            returncode=-9 if worker.returncode is None else worker.returncode,
+            stderr=worker.stderr.lines,
+            phase=phase.value,
+            stalled=self._stall is not None,
+            signalled_by_us=worker.killed_by_us,
+        )
+
+    def _why(self, worker: Worker) -> str | None:
+        if self._stall is not None:
+            return self._stall.reason
+        return f"it broke the worker protocol: {worker.fault}" if worker.fault else None
+
+
+def _watchdog_limits(config: WorkerConfig, recovery: Recovery) -> WatchdogLimits:
+    return WatchdogLimits(
+        heartbeat_interval_s=config.heartbeat_interval_s,
+        silence_s=recovery.silence_s,
+        load_stall_s=recovery.load_stall_s,
+        step_s=recovery.step_s,
+        pickup_s=recovery.pickup_s,
+        prefill_tokens_per_s_min=recovery.prefill_tokens_per_s_min,
+    )

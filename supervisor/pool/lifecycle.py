@@ -11,21 +11,31 @@ class WorkerState(StrEnum):
     STOPPED = "stopped"
     SPAWNING = "spawning"
     LOADING = "loading"
+    WARMING = "warming"
     READY = "ready"
     DRAINING = "draining"
     STOPPING = "stopping"
-    FAILED = "failed"
-    """The last load failed; the next request tries again."""
+    BACKOFF = "backoff"
+    """Its worker died; the next one is started once the restart policy allows it."""
 
+    QUARANTINED = "quarantined"
+    """Too many workers died in a short time: nothing is started until somebody loads the model by hand."""
+
+    FAILED = "failed"
+    """The last load failed for a reason that another try alone does not change."""
+
+
+_DOWN = frozenset({WorkerState.STOPPED, WorkerState.BACKOFF, WorkerState.QUARANTINED, WorkerState.FAILED})
 
 FOLLOWS: dict[WorkerState, frozenset[WorkerState]] = {
-    WorkerState.STOPPED: frozenset({WorkerState.SPAWNING}),
-    WorkerState.SPAWNING: frozenset(
-        {WorkerState.LOADING, WorkerState.STOPPING, WorkerState.STOPPED, WorkerState.FAILED}
-    ),
-    WorkerState.LOADING: frozenset({WorkerState.READY, WorkerState.STOPPING}),
+    WorkerState.STOPPED: frozenset({WorkerState.SPAWNING, WorkerState.QUARANTINED, WorkerState.FAILED}),
+    WorkerState.SPAWNING: frozenset({WorkerState.LOADING, WorkerState.STOPPING}) | _DOWN,
+    WorkerState.LOADING: frozenset({WorkerState.WARMING, WorkerState.READY, WorkerState.STOPPING}),
+    WorkerState.WARMING: frozenset({WorkerState.READY, WorkerState.STOPPING}),
     WorkerState.READY: frozenset({WorkerState.DRAINING, WorkerState.STOPPING}),
     WorkerState.DRAINING: frozenset({WorkerState.STOPPING}),
-    WorkerState.STOPPING: frozenset({WorkerState.STOPPED, WorkerState.FAILED}),
-    WorkerState.FAILED: frozenset({WorkerState.SPAWNING}),
+    WorkerState.STOPPING: _DOWN,
+    WorkerState.BACKOFF: frozenset({WorkerState.SPAWNING, WorkerState.STOPPED, WorkerState.FAILED}),
+    WorkerState.QUARANTINED: frozenset({WorkerState.SPAWNING, WorkerState.STOPPED}),
+    WorkerState.FAILED: frozenset({WorkerState.SPAWNING, WorkerState.STOPPED}),
 }

@@ -1,8 +1,7 @@
 """All the models: which names there are, and the runner of each."""
 
 import os
-from contextlib import AbstractAsyncContextManager
-from functools import partial
+import random
 from pathlib import Path
 
 import psutil
@@ -18,25 +17,39 @@ from mlxsup.supervisor.models.aliases import ALIASES
 from mlxsup.supervisor.models.folder_check import check_folder
 from mlxsup.supervisor.models.names import Folder, Source, check_name, parse_source
 from mlxsup.supervisor.models.store import Store
+from mlxsup.supervisor.pool.hatchery import Hatchery
 from mlxsup.supervisor.pool.launch import worker_command, worker_environment
 from mlxsup.supervisor.pool.life import WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
-from mlxsup.supervisor.pool.process import spawn_process
-from mlxsup.supervisor.pool.runner import ModelRunner
-from mlxsup.supervisor.pool.worker import Handlers, Worker, open_worker
+from mlxsup.supervisor.pool.process import ChildProcess, available_bytes, observe_process, spawn_process
+from mlxsup.supervisor.pool.runner import ModelRunner, Witness, breaker_limits
+from mlxsup.supervisor.recovery.breaker import CircuitBreaker
+from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
 
 
 class Pool:
     """Runners are made when a model is first named, and live in `nursery` as long as the supervisor."""
 
     def __init__(
-        self, config: Config, config_folder: Path, store: Store, events: EventBus, nursery: trio.Nursery
+        self,
+        config: Config,
+        config_folder: Path,
+        store: Store,
+        events: EventBus,
+        nursery: trio.Nursery,
+        *,
+        witness: Witness,
+        quarantined: list[QuarantinedRequest],
     ) -> None:
         self._config = config
         self._config_folder = config_folder
         self._store = store
         self._events = events
         self._nursery = nursery
+        self._witness = witness
+        self._machine = CircuitBreaker(breaker_limits(config.recovery))
+        self._quarantined = quarantined
+        self._hatchery = Hatchery(self._spawn, config.worker, nursery)
         self._runners: dict[str, ModelRunner] = {}
         for name in config.models:
             self.runner(name)
@@ -55,8 +68,18 @@ class Pool:
         if model is None and not isinstance(source, Folder) and source.name not in ALIASES:
             # A name that nobody configured has to be there, or anybody could fill this table.
             self._require_pulled(source)
+        recovery = self._config.recovery
         runner = ModelRunner(
-            name, model or ModelConfig(), self._config.worker, self._worker_source(source), self._events
+            name,
+            model or ModelConfig(),
+            self._config.worker,
+            recovery,
+            self._worker_source(source),
+            self._events,
+            witness=self._witness,
+            machine=self._machine,
+            poison=PoisonWatch(recovery.suspect_tokens, recovery.quarantine_max, self._quarantined),
+            rng=random.Random(),
         )
         self._runners[name] = runner
         self._nursery.start_soon(runner.run)
@@ -115,14 +138,18 @@ class Pool:
             await trio.to_thread.run_sync(check_folder, folder)
             return folder
 
-        return WorkerSource(locate=locate, spawn=self._spawn)
+        return WorkerSource(
+            locate=locate, hatch=self._hatchery.hatch, observe=observe_process, available=available_bytes
+        )
 
-    def _spawn(self, handlers: Handlers) -> AbstractAsyncContextManager[Worker]:
+    async def keep_spares(self) -> None:
+        """Have spare workers ready once the first model is; until cancelled."""
+        await self._hatchery.keep_spares()
+
+    async def _spawn(self) -> ChildProcess:
         config = self._config.worker
         preload = native.preload_environment(config.blas_threads or self._share_of_cores())
-        environment = worker_environment(os.environ, preload)
-        command = worker_command(config.command)
-        return open_worker(partial(spawn_process, command, environment), config, handlers)
+        return await spawn_process(worker_command(config.command), worker_environment(os.environ, preload))
 
     def _share_of_cores(self) -> int:
         """BLAS threads that outnumber the free cores spin against each other and everything else.

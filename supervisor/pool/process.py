@@ -6,7 +6,17 @@ import subprocess
 from contextlib import suppress
 from typing import Protocol
 
+import msgspec
+import psutil
 import trio
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """What the system says of a worker's process, and of the machine's memory."""
+
+    resident_bytes: int
+    available_bytes: int
+    stopped: bool
 
 
 class ChildProcess(Protocol):
@@ -82,3 +92,22 @@ async def spawn_process(command: list[str], environment: dict[str, str]) -> Spaw
         start_new_session=True,
     )
     return SpawnedProcess(process)
+
+
+def observe_process(pid: int) -> Observation:
+    """What the system says of a worker; of one that has just ended, nothing held and not stopped."""
+    try:
+        process = psutil.Process(pid)
+        resident, status = process.memory_info().rss, process.status()
+    except psutil.Error:
+        resident, status = 0, psutil.STATUS_DEAD
+    return Observation(
+        resident_bytes=resident,
+        available_bytes=available_bytes(),
+        stopped=status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP),
+    )
+
+
+def available_bytes() -> int:
+    """What can be given to a new process without swapping."""
+    return int(psutil.virtual_memory().available)

@@ -38,6 +38,17 @@ class RequestQueue:
         self._tiers[request.priority].setdefault(request.client, {})[request.id] = request
         self._waiting += 1
 
+    def put_back(self, request: GenerationRequest) -> None:
+        """To the head: it had its turn, and lost its worker. It was accepted before, so no bound refuses it."""
+        tier = self._tiers[request.priority]
+        own = {request.id: request, **tier.pop(request.client, {})}
+        self._tiers[request.priority] = {request.client: own, **tier}
+        self._waiting += 1
+
+    def peek(self) -> GenerationRequest | None:
+        """Whom `pop` would give."""
+        return next(iter(self), None)
+
     def pop(self) -> GenerationRequest | None:
         for tier in self._tiers.values():
             if not tier:

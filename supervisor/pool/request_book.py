@@ -1,18 +1,22 @@
-"""A model's requests: who waits, who is being computed, and the end of each. Pure.
+"""A model's requests: who waits, who is being computed by which worker, and the end of each. Pure.
 
 Rule 1: an accepted request is in the queue or in flight until it ends, and then in neither.
 Rule 2: a place in the batch is taken until the worker has answered, also when the client no longer waits.
-Rule 3: whoever takes the worker away calls `lose_worker`, which settles what the worker had.
+Rule 3: whoever takes a worker away calls `lose_worker` and decides about each request that it gets: back to the queue
+with `resume`, or an end with `fail`. Rule 4: while a request is suspected of killing workers, it is computed alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
+
+import msgspec
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import Priority
 from mlxsup.protocol.worker_link import Generate, Generated, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.pool.queue import RequestQueue
+from mlxsup.supervisor.recovery.poison import PoisonWatch
 
 
 class Port(Protocol):
@@ -23,11 +27,25 @@ class Port(Protocol):
     def cancel(self, id: int) -> None: ...
 
 
+class _Flight(msgspec.Struct):
+    request: GenerationRequest
+    port: Port
+    generation: int
+
+
+OnEnd = Callable[[GenerationRequest, RpcError | None], None]
+"""Called after each end of an accepted request; the error is None for a result."""
+
+
 class RequestBook:
-    def __init__(self, *, batch_sequences_max: int, queue_requests_max: int) -> None:
+    def __init__(
+        self, *, batch_sequences_max: int, queue_requests_max: int, poison: PoisonWatch, on_end: OnEnd
+    ) -> None:
         self._batch_sequences_max = batch_sequences_max
         self._queue = RequestQueue(queue_requests_max)
-        self._in_flight: dict[int, GenerationRequest] = {}
+        self._poison = poison
+        self._on_end = on_end
+        self._flights: dict[int, _Flight] = {}
         self._port: Port | None = None
         self._generation = 0
         # Of ended requests, smoothed: what a refusal's hint is made of.
@@ -37,9 +55,9 @@ class RequestBook:
     def queued(self) -> int:
         return len(self._queue)
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._in_flight)
+    def in_flight(self, port: Port) -> list[GenerationRequest]:
+        """Those that the worker behind `port` has."""
+        return [flight.request for flight in self._flights.values() if flight.port is port]
 
     def queued_by_priority(self) -> dict[str, int]:
         counts = dict.fromkeys((tier.value for tier in Priority), 0)
@@ -49,13 +67,11 @@ class RequestBook:
 
     def submit(self, request: GenerationRequest, now_s: float) -> None:
         """Raises RpcError OVERLOADED when nothing more may wait."""
-        has_place = (
-            self._port is not None and len(self._in_flight) < self._batch_sequences_max and not self._queue
-        )
-        if has_place:
-            self._start(request, now_s)
+        if self._port is not None and not self._queue and self._may_start(request):
+            self._start(request, self._port, now_s)
         else:
             self._queue.put(request, self._retry_after_ms())
+            self._fill(now_s)
 
     def cancel(self, request: GenerationRequest, now_s: float) -> None:
         """A request that waits ends now, one in flight when the worker answers. One that has ended stays so."""
@@ -63,88 +79,125 @@ class RequestBook:
             return
         request.cancel_asked = True
         if self._queue.remove(request):
-            request.finish_cancelled(now_s)
+            self._finish_cancelled(request, now_s)
+            self._fill(now_s)
         else:
             self._stop_computing(request)
 
-    def expire(self, request: GenerationRequest) -> None:
+    def expire(self, request: GenerationRequest, now_s: float) -> None:
         """The request's deadline has passed."""
         if request.ended:
             return
         if not self._queue.remove(request):
             self._stop_computing(request)
-        request.fail(
-            RpcError(
-                ErrorKind.DEADLINE_EXCEEDED,
-                "the deadline passed before the answer was complete; allow more time or fewer tokens",
-                tokens_delivered=len(request.tokens),
-            )
+        error = RpcError(
+            ErrorKind.DEADLINE_EXCEEDED,
+            "the deadline passed before the answer was complete; allow more time or fewer tokens",
         )
+        self.fail(request, error)
+        self._fill(now_s)
 
     def take_step(self, step: Step, now_s: float) -> None:
         for delta in step.deltas:
-            request = self._in_flight.get(delta.id)
-            if request is not None:
-                request.deliver(delta.text, delta.tokens, now_s)
+            flight = self._flights.get(delta.id)
+            if flight is not None:
+                flight.request.deliver(delta.text, delta.tokens, now_s)
+        if self._poison.has_suspects:
+            self._fill(now_s)
 
     def take_answer(self, id: int, answer: Generated | RpcError, now_s: float) -> None:
-        request = self._in_flight.pop(id, None)
-        if request is not None and not request.ended:
+        flight = self._flights.pop(id, None)
+        if flight is not None and not flight.request.ended:
+            request = flight.request
             if isinstance(answer, RpcError):
-                request.fail(answer)
+                self.fail(request, answer)
             else:
-                request.finish(answer, self._generation, now_s)
                 self._learn(request, now_s)
+                request.finish(answer, flight.generation, now_s)
+                self._note_end(request, None)
         self._fill(now_s)
 
     def gain_worker(self, port: Port, generation: int, now_s: float) -> None:
-        """A worker is ready: give it what waits."""
+        """A worker is ready: from now on what waits goes there."""
         self._port = port
         self._generation = generation
         self._fill(now_s)
 
-    def pause(self) -> None:
-        """Nothing more is started; what is in flight goes on."""
-        self._port = None
+    def pause(self, port: Port) -> None:
+        """Nothing more is started there; what is in flight goes on."""
+        if self._port is port:
+            self._port = None
 
-    def lose_worker(self, error: RpcError, now_s: float) -> None:
-        """Every request in flight ends: with `error`, or as cancelled where that was asked for."""
-        self._port = None
-        lost, self._in_flight = self._in_flight, {}
-        for request in lost.values():
-            if request.ended:
+    def lose_worker(self, port: Port, now_s: float) -> list[GenerationRequest]:
+        """What the worker had and nobody has ended: the caller ends each, or resumes it."""
+        self.pause(port)
+        lost = []
+        for id, flight in list(self._flights.items()):
+            if flight.port is not port:
                 continue
-            if request.cancel_asked:
-                request.finish_cancelled(now_s)
-            else:
-                request.fail(_with_progress(error, request))
+            del self._flights[id]
+            if flight.request.cancel_asked and not flight.request.ended:
+                self._finish_cancelled(flight.request, now_s)
+            elif not flight.request.ended:
+                lost.append(flight.request)
+        return lost
+
+    def resume(self, requests: list[GenerationRequest], now_s: float) -> None:
+        """Back to the head of the queue, in their order; they go on from what was delivered."""
+        for request in reversed(requests):
+            request.resumed += 1
+            self._queue.put_back(request)
+        self._fill(now_s)
+
+    def fail(self, request: GenerationRequest, error: RpcError) -> None:
+        request.fail(_with_progress(error, request))
+        self._note_end(request, error)
 
     def fail_queued(self, error: RpcError) -> None:
         while (request := self._queue.pop()) is not None:
-            request.fail(error)
+            self.fail(request, error)
 
     def waiting(self) -> Iterator[GenerationRequest]:
         return iter(self._queue)
 
-    def running(self) -> Iterator[GenerationRequest]:
-        return iter(self._in_flight.values())
-
     def _fill(self, now_s: float) -> None:
-        while self._port is not None and len(self._in_flight) < self._batch_sequences_max:
-            request = self._queue.pop()
-            if request is None:
+        while self._port is not None:
+            request = self._queue.peek()
+            if request is None or not self._may_start(request):
                 return
-            self._start(request, now_s)
+            self._queue.pop()
+            self._start(request, self._port, now_s)
 
-    def _start(self, request: GenerationRequest, now_s: float) -> None:
+    def _may_start(self, request: GenerationRequest) -> bool:
         assert self._port is not None
-        request.marks.dispatched_s = now_s
-        self._in_flight[request.id] = request
-        self._port.generate(request.id, request.order)
+        running = self.in_flight(self._port)
+        if len(running) >= self._batch_sequences_max:
+            return False
+        if not self._poison.has_suspects:
+            return True
+        # A suspect is computed alone, and nobody joins one.
+        if any(self._poison.is_suspect(other) for other in running):
+            return False
+        return not running or not self._poison.is_suspect(request)
+
+    def _start(self, request: GenerationRequest, port: Port, now_s: float) -> None:
+        if request.marks.dispatched_s is None:
+            request.marks.dispatched_s = now_s
+        self._flights[request.id] = _Flight(request, port, self._generation)
+        port.generate(request.id, request.remaining_order())
 
     def _stop_computing(self, request: GenerationRequest) -> None:
-        if self._port is not None and request.id in self._in_flight:
-            self._port.cancel(request.id)
+        flight = self._flights.get(request.id)
+        if flight is not None:
+            flight.port.cancel(request.id)
+
+    def _finish_cancelled(self, request: GenerationRequest, now_s: float) -> None:
+        request.finish_cancelled(now_s)
+        self._note_end(request, None)
+
+    def _note_end(self, request: GenerationRequest, error: RpcError | None) -> None:
+        self._poison.forget(request)
+        self._on_end(request, error)
 
     def _learn(self, request: GenerationRequest, now_s: float) -> None:
         assert request.marks.dispatched_s is not None
@@ -156,6 +209,8 @@ class RequestBook:
 
 
 def _with_progress(error: RpcError, request: GenerationRequest) -> RpcError:
+    if error.kind not in (ErrorKind.WORKER_DIED, ErrorKind.DEADLINE_EXCEEDED, ErrorKind.QUARANTINED):
+        return error
     return RpcError(
         error.kind,
         error.message,

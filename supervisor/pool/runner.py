@@ -1,34 +1,55 @@
 """The one owner of a model: of its state, its requests, and one worker's life after the other.
 
 Nobody asks for a state in order to act on it: they `submit`, or `ensure_ready`, and the runner decides. A worker is
-started when something wants the model. Whoever waits for it is settled when its load resolves, however it does, and
-what it had in flight is settled when it ends, however it ends.
+started when something wants the model, and started again when it dies, as the restart policy says, until the model is
+unloaded. Whoever waits for it is settled when its load resolves, however it does; what a worker had in flight when it
+ended is settled then: it goes on in the next one, or ends with the death that took it.
+
+When a worker is recycled two live at a time: the successor loads while the old one goes on, and takes over when it is
+ready; then the old one drains.
 """
 
 import logging
+import math
+import random
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import trio
 
 from mlxsup.config.schema import Model as ModelConfig
+from mlxsup.config.schema import Recovery
 from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.jsonrpc import Response
 from mlxsup.protocol.service import LoadOptions
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.pool.life import Ending, Life, WorkerSource
 from mlxsup.supervisor.pool.lifecycle import FOLLOWS, WorkerState
 from mlxsup.supervisor.pool.request_book import RequestBook
-from mlxsup.supervisor.pool.worker import Handlers, Worker, WorkerGoneError
+from mlxsup.supervisor.pool.worker import WorkerGoneError
+from mlxsup.supervisor.recovery.aftermath import Aftermath, decide_aftermath
+from mlxsup.supervisor.recovery.breaker import BreakerLimits, BreakerState, CircuitBreaker
+from mlxsup.supervisor.recovery.classify import Evidence, Restart
+from mlxsup.supervisor.recovery.gate import Gate
+from mlxsup.supervisor.recovery.memory_truth import (
+    MemoryLimits,
+    MemorySample,
+    judge_memory,
+    leak_bytes_per_hour,
+)
+from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
+from mlxsup.supervisor.recovery.restart_policy import RestartLimits, RestartPolicy
 
 _log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 OnProgress = Callable[[link.LoadProgress], None]
+
+# A slope over fewer says more of the last request than of a leak.
+_LEAK_SAMPLES_MIN = 120
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,11 +60,20 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None
     generation: int
     pinned: bool
+    breaker: BreakerState
     hello: link.Hello | None
 
 
+class Witness(Protocol):
+    """Is told of each death and of each request that is quarantined, at once."""
+
+    def worker_died(self, model: str, life: Life, evidence: Evidence, aftermath: Aftermath) -> None: ...
+
+    def request_quarantined(self, entry: QuarantinedRequest) -> None: ...
+
+
 class _Attempt:
-    """One load, and those who wait for it."""
+    """Those who wait for the model to be ready."""
 
     def __init__(self) -> None:
         self.waiters = 0
@@ -66,30 +96,36 @@ class _Attempt:
             raise self._error
 
 
-class _WorkerPort:
-    """Requests on their way to a ready worker."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def generate(self, id: int, order: link.Generate) -> None:
-        self._worker.send_request(id, link.GENERATE, order)
-
-    def cancel(self, id: int) -> None:
-        self._worker.send_notification(link.CANCEL, link.Cancel(id=id))
-
-
 class ModelRunner:
     def __init__(
-        self, name: str, model: ModelConfig, config: WorkerConfig, source: WorkerSource, events: EventBus
+        self,
+        name: str,
+        model: ModelConfig,
+        config: WorkerConfig,
+        recovery: Recovery,
+        source: WorkerSource,
+        events: EventBus,
+        *,
+        witness: Witness,
+        machine: CircuitBreaker,
+        poison: PoisonWatch,
+        rng: random.Random,
     ) -> None:
         self.name = name
         self._model = model
         self._config = config
+        self._recovery = recovery
         self._source = source
         self._events = events
+        self._witness = witness
+        self._poison = poison
+        self._policy = RestartPolicy(_restart_limits(recovery), rng.uniform)
+        self.gate = Gate(CircuitBreaker(breaker_limits(recovery)), machine, poison)
         self._book = RequestBook(
-            batch_sequences_max=model.batch_sequences_max, queue_requests_max=model.queue_requests_max
+            batch_sequences_max=model.batch_sequences_max,
+            queue_requests_max=model.queue_requests_max,
+            poison=poison,
+            on_end=self._request_ended,
         )
         self._state = WorkerState.STOPPED
         self._reason: str | None = None
@@ -97,21 +133,29 @@ class ModelRunner:
         self._pinned = model.pin
         self._attempt = _Attempt()
         self._wanted = trio.Event()
+        # Once wanted, a model is kept: a worker that dies is replaced, also while nobody asks for anything.
+        self._keep = False
+        self._not_before_s = -math.inf
+        self._hurry = trio.Event()
+        self._last_sample: MemorySample | None = None
+        self._lives: set[Life] = set()
         self._life: Life | None = None
-        self._life_over = trio.Event()
-        self._worker: Worker | None = None
+        self._successor: Life | None = None
+        self._served_requests = 0
+        self._served_tokens = 0
         self._closing: RpcError | None = None
 
     # What others see.
 
     def snapshot(self) -> Snapshot:
-        worker = self._worker
+        worker = self._life.worker if self._life is not None else None
         return Snapshot(
             state=self._state,
             reason=self._reason,
             pid=worker.pid if worker else None,
             generation=self._generation,
             pinned=self._pinned,
+            breaker=self.gate.breaker_state(trio.current_time()),
             hello=worker.hello if worker else None,
         )
 
@@ -132,33 +176,44 @@ class ModelRunner:
         """
         if self._closing is not None:
             raise self._closing
-        self._book.submit(request, trio.current_time())
-        self._wanted.set()
+        now_s = trio.current_time()
+        admission = self.gate.check(self.name, request.order, now_s)
+        try:
+            self._book.submit(request, now_s)
+        except RpcError:
+            self.gate.turned_away(admission, now_s)
+            raise
+        self.gate.entered(request, admission)
+        self._want()
 
     def cancel(self, request: GenerationRequest) -> None:
         self._book.cancel(request, trio.current_time())
 
     def expire(self, request: GenerationRequest) -> None:
-        self._book.expire(request)
+        self._book.expire(request, trio.current_time())
 
-    async def ensure_ready(self, on_progress: OnProgress | None = None) -> Worker:
-        """The ready worker, started if need be.
+    async def ensure_ready(self, on_progress: OnProgress | None = None) -> Life:
+        """The life that serves, begun if need be.
 
         Raises:
-            RpcError: the load failed, or the supervisor is shutting down.
+            RpcError: it can't be had, or the supervisor is shutting down.
         """
-        while self._state is not WorkerState.READY or self._worker is None:
-            if self._closing is not None:
-                raise self._closing
+        while self._state is not WorkerState.READY or self._life is None:
+            error = self._closing or self.gate.why_shut(trio.current_time())
+            if error is not None:
+                raise error
             attempt = self._attempt
             if on_progress is not None:
                 attempt.listeners.append(on_progress)
-            self._wanted.set()
+            self._want()
             await attempt.wait()
-        return self._worker
+        return self._life
 
     async def load(self, *, pin: bool | None, options: LoadOptions | None, on_progress: OnProgress) -> None:
-        """As `ensure_ready`; a worker that was loaded with other options is replaced."""
+        """By hand: as `ensure_ready`, and what was held against the model is forgiven.
+
+        A worker that was loaded with other options is replaced.
+        """
         if pin is not None:
             self._pinned = pin
         if options is not None:
@@ -166,6 +221,9 @@ class ModelRunner:
             if model != self._model:
                 self._model = model
                 await self._stop(at_once=False)
+        self._policy.forgive()
+        self.gate.open()
+        self._hurry.set()
         await self.ensure_ready(on_progress)
 
     async def unload(self, *, force: bool) -> None:
@@ -175,117 +233,323 @@ class ModelRunner:
                 ErrorKind.INVALID_PARAMS, "this model is pinned: unload it with `force`", path="$.force"
             )
         self._pinned = False
+        self._keep = False
         await self._stop(at_once=force)
 
+    async def recycle(self) -> None:
+        """Replace the worker without losing anything; returns once the new one serves.
+
+        Raises:
+            RpcError: no other one can be had; then the old one goes on where it still can.
+        """
+        old = self._life
+        if old is None or self._state is not WorkerState.READY:
+            await self.ensure_ready()
+            return
+        if self._successor is None:
+            needed = (old.samples[-1].resident_bytes if old.samples else 0) + self._recovery.headroom_bytes
+            if self._source.available() < needed:
+                _log.info("%s: not enough memory for two workers: draining first", self.name)
+                old.stop(at_once=False)
+                await old.over.wait()
+                await self.ensure_ready()
+                return
+            self._successor = self._begin()
+        successor = self._successor
+        await successor.ready_or_over.wait()
+        if successor.refusal is not None:
+            raise successor.refusal
+
     async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
-        """A question to the worker that is no generation."""
-        worker = await self.ensure_ready()
-        try:
-            return await worker.call(method, params, result_type)
-        except WorkerGoneError:
-            raise RpcError(ErrorKind.WORKER_DIED, "the worker died before it answered; try again") from None
+        """A question to the worker that is no generation. Asked again if its worker dies: it changes nothing."""
+        while True:
+            life = await self.ensure_ready()
+            assert life.worker is not None
+            try:
+                return await life.worker.call(method, params, result_type)
+            except WorkerGoneError:
+                await life.over.wait()
 
     async def close(self, drain_s: float, hurry: trio.Event) -> None:
-        """Accept nothing more, let what runs end within `drain_s` or until `hurry`, then end the worker."""
+        """Accept nothing more, let what runs end within `drain_s` or until `hurry`, then end the workers."""
         self._closing = RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
+        self._keep = False
         self._book.fail_queued(self._closing)
-        if self._life is None:
-            return
-        self._life.stop(at_once=False)
+        self._attempt.settle(self._closing)
+        self._hurry.set()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_after, drain_s, hurry)
-            await self._life_over.wait()
+            await self._stop(at_once=False)
             nursery.cancel_scope.cancel()
 
     async def _stop_after(self, drain_s: float, hurry: trio.Event) -> None:
         with trio.move_on_after(drain_s):
             await hurry.wait()
-        if self._life is not None:
-            self._life.stop(at_once=True)
+        await self._stop(at_once=True)
 
     async def _stop(self, *, at_once: bool) -> None:
-        if self._life is not None:
-            self._life.stop(at_once=at_once)
-            await self._life_over.wait()
+        for life in tuple(self._lives):
+            life.stop(at_once=at_once)
+        for life in tuple(self._lives):
+            await life.over.wait()
 
-    # What happens.
+    def _want(self) -> None:
+        self._keep = True
+        self._wanted.set()
+
+    # One life after the other.
 
     async def run(self) -> None:
-        """One life after the other, each when something wants the model; until cancelled."""
-        while True:
-            await self._wanted.wait()
-            self._wanted = trio.Event()
-            if self._closing is None:
-                await self._live()
-                if self._book.queued or self._attempt.waiters:
-                    self._wanted.set()
+        """Begin a life whenever one is wanted and none is there; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while True:
+                await self._wanted.wait()
+                self._wanted = trio.Event()
+                if self._life is None and self._closing is None:
+                    await self._wait_turn()
+                    if self._may_begin():
+                        self._life = self._begin()
 
-    async def _live(self) -> None:
-        attempt = self._attempt
-        handlers = Handlers(
-            step=lambda step: self._book.take_step(step, trio.current_time()),
-            answer=self._take_answer,
-            progress=lambda progress: self._report(attempt, progress),
-            heartbeat=lambda _: None,
+    async def _wait_turn(self) -> None:
+        self._hurry = trio.Event()
+        with trio.move_on_at(self._not_before_s):
+            await self._hurry.wait()
+
+    def _may_begin(self) -> bool:
+        if self._closing is not None or not self._keep:
+            return False
+        limits = MemoryLimits(
+            stranded_share=self._recovery.stranded_share, headroom_bytes=self._recovery.headroom_bytes
         )
-        self._life_over = trio.Event()
-        self._life = Life(self._source, self._model, self._config, handlers, self)
-        stopped = RpcError(ErrorKind.SHUTTING_DOWN, "the worker was stopped")
-        ending = Ending(WorkerState.STOPPED, stopped)
-        try:
-            ending = await self._life.run()
-        finally:
-            self._worker = None
-            self._life = None
-            self._wanted = trio.Event()
-            if self._attempt is attempt:
-                self._attempt = _Attempt()
-            error = ending.error or self._closing or stopped
-            attempt.settle(error)
-            self._book.lose_worker(error, trio.current_time())
-            if ending.error is not None:
-                # Whoever waits for a worker that can't be had is told so; the next request tries again.
-                self._book.fail_queued(error)
-            self._reason = ending.error.message if ending.error else None
-            self.enter(ending.state)
-            self._life_over.set()
+        stranded = judge_memory(self._last_sample, self._source.available(), limits)
+        if stranded is None:
+            return True
+        self._give_up(
+            WorkerState.FAILED, RpcError(ErrorKind.MODEL_LOAD_FAILED, str(stranded), retriable=True)
+        )
+        return False
 
-    def enter(self, state: WorkerState) -> None:
-        assert state is self._state or state in FOLLOWS[self._state], f"{self._state} to {state}"
-        if state in (WorkerState.SPAWNING, WorkerState.READY):
-            self._reason = None
-        self._state = state
-        _log.info("%s: %s%s", self.name, state, f" ({self._reason})" if self._reason else "")
-        self._events.publish("worker", self.name, state, generation=self._generation, reason=self._reason)
-
-    def spawned(self, worker: Worker) -> None:
-        self._worker = worker
+    def _begin(self) -> Life:
         self._generation += 1
+        life = Life(self._source, self._model, self._config, self._recovery, self)
+        life.generation = self._generation
+        self._lives.add(life)
+        self._nursery.start_soon(self._live, life)
+        return life
 
-    def ready(self, worker: Worker, loaded: link.Loaded) -> None:
-        _log.info(
-            "%s: loaded in %.1f s, %d MB of weights", self.name, loaded.load_s, loaded.weights_bytes // 10**6
+    async def _live(self, life: Life) -> None:
+        ending = None
+        try:
+            ending = await life.run()
+        finally:
+            self._conclude(life, ending or Ending())
+
+    def _conclude(self, life: Life, ending: Ending) -> None:
+        """Settle what the life leaves behind, and decide what comes next."""
+        now_s = trio.current_time()
+        self._lives.discard(life)
+        was_current, was_successor = life is self._life, life is self._successor
+        if was_current:
+            self._life = None
+            self._last_sample = life.samples[-1] if life.samples else self._last_sample
+        if was_successor:
+            self._successor = None
+        lost = self._book.lose_worker(life, now_s)
+        if ending.death is not None:
+            self._after_death(life, ending.death, ending.why, lost, now_s, was_current=was_current)
+        else:
+            self._after_end(ending.refusal, lost, was_current=was_current)
+        life.refusal = ending.refusal
+        life.ready_or_over.set()
+        life.over.set()
+
+    def _after_end(
+        self, refusal: RpcError | None, lost: list[GenerationRequest], *, was_current: bool
+    ) -> None:
+        stopped = self._closing or RpcError(ErrorKind.SHUTTING_DOWN, "the worker was stopped")
+        for request in lost:
+            self._book.fail(request, stopped)
+        if not was_current:
+            if refusal is not None:
+                _log.error("%s: the new worker can't be had, the old one goes on: %s", self.name, refusal)
+            return
+        if refusal is not None:
+            self._give_up(WorkerState.FAILED, refusal)
+            return
+        self._enter(WorkerState.STOPPED, None)
+        if self._book.queued or self._attempt.waiters or self._keep:
+            self._want()
+
+    def _after_death(
+        self,
+        life: Life,
+        evidence: Evidence,
+        why: str | None,
+        lost: list[GenerationRequest],
+        now_s: float,
+        *,
+        was_current: bool,
+    ) -> None:
+        aftermath = decide_aftermath(
+            evidence, why, lost, poison=self._poison, policy=self._policy, now_s=now_s
         )
+        verdict = aftermath.verdict
+        _log.error("%s: the worker died: %s: %s", self.name, aftermath.reason, aftermath.action)
+        self.gate.worker_died(counts=verdict.weight > 0, machine=verdict.machine, now_s=now_s)
+        self._witness.worker_died(self.name, life, evidence, aftermath)
+        for request in aftermath.quarantined:
+            self._quarantine(request, aftermath)
+        for request in aftermath.failed:
+            self._book.fail(request, aftermath.error)
+        if was_current and aftermath.wait_s is None:
+            state = WorkerState.FAILED if verdict.restart is Restart.NEVER else WorkerState.QUARANTINED
+            self._give_up(state, _down_error(state, aftermath))
+            return
+        if was_current and self._successor is not None:
+            self._promote(self._successor)
+        elif was_current:
+            assert aftermath.wait_s is not None
+            self._not_before_s = now_s + aftermath.wait_s
+            self._enter(WorkerState.BACKOFF, aftermath.reason)
+            self._want()
+        self._book.resume(aftermath.resumed, now_s)
+
+    def _promote(self, successor: Life) -> None:
+        """The old worker died while its successor loads: that one is the model's worker now."""
+        self._life, self._successor = successor, None
+        self._state, self._reason = successor.state, None
+        self._events.publish("worker", self.name, self._state, generation=self._generation, reason=None)
+
+    def _quarantine(self, request: GenerationRequest, aftermath: Aftermath) -> None:
+        entry = self._poison.find(self.name, request.order)
+        if entry is not None:
+            self._witness.request_quarantined(entry)
+        self._book.fail(
+            request,
+            RpcError(
+                ErrorKind.QUARANTINED,
+                f"this request was in flight when two workers died and is refused from now on; {aftermath.reason}",
+                death=aftermath.death,
+            ),
+        )
+
+    def _give_up(self, state: WorkerState, error: RpcError) -> None:
+        """No worker can be had: whoever waits is told why, and so is whoever comes soon."""
+        self._keep = False
+        until_s = math.inf
+        if state is WorkerState.FAILED:
+            until_s = trio.current_time() + self._recovery.failed_hold_s
+        self.gate.shut(error, until_s)
+        self._book.fail_queued(error)
+        attempt, self._attempt = self._attempt, _Attempt()
+        attempt.settle(error)
+        self._enter(state, error.message)
+
+    def _enter(self, state: WorkerState, reason: str | None) -> None:
+        assert state is self._state or state in FOLLOWS[self._state], f"{self._state} to {state}"
+        self._state, self._reason = state, reason
+        _log.info("%s: %s%s", self.name, state, f" ({reason})" if reason else "")
+        self._events.publish("worker", self.name, state, generation=self._generation, reason=reason)
+
+    # What its lives tell.
+
+    def enter(self, life: Life, state: WorkerState) -> None:
+        if life is self._life:
+            self._enter(state, None)
+
+    def report(self, life: Life, progress: link.LoadProgress) -> None:
+        if life is self._life:
+            for listener in self._attempt.listeners:
+                listener(progress)
+
+    def ready(self, life: Life, loaded: link.Loaded) -> None:
+        megabytes = loaded.weights_bytes // 10**6
+        _log.info("%s: loaded in %.1f s, %d MB of weights", self.name, loaded.load_s, megabytes)
+        now_s = trio.current_time()
+        self._policy.note_ready(now_s)
+        self._served_requests = self._served_tokens = 0
+        if life is self._successor:
+            old, self._life, self._successor = self._life, life, None
+            assert old is not None
+            old.stop(at_once=False)
         # Who comes from now on and does not find it ready, because it drains, waits for the next.
         attempt, self._attempt = self._attempt, _Attempt()
         attempt.settle(None)
-        self._book.gain_worker(_WorkerPort(worker), self._generation, trio.current_time())
+        self._book.gain_worker(life, life.generation, now_s)
+        life.ready_or_over.set()
 
-    def draining(self) -> bool:
-        self._book.pause()
-        return self._book.in_flight > 0
+    def take_step(self, _: Life, step: link.Step) -> None:
+        self._book.take_step(step, trio.current_time())
 
-    def _take_answer(self, response: Response) -> None:
-        answer: link.Generated | RpcError
-        if response.error is not None:
-            answer = RpcError.from_object(response.error)
-        else:
-            answer = msgspec.json.decode(response.result or b"", type=link.Generated)
-        assert isinstance(response.id, int)
-        self._book.take_answer(response.id, answer, trio.current_time())
-        if self._life is not None and not self._book.in_flight:
-            self._life.idle()
+    def take_answer(self, life: Life, id: int, answer: link.Generated | RpcError) -> None:
+        self._book.take_answer(id, answer, trio.current_time())
+        if not self._book.in_flight(life):
+            life.idle()
 
-    def _report(self, attempt: _Attempt, progress: link.LoadProgress) -> None:
-        for listener in attempt.listeners:
-            listener(progress)
+    def draining(self, life: Life) -> bool:
+        self._book.pause(life)
+        return bool(self._book.in_flight(life))
+
+    def sampled(self, life: Life) -> None:
+        bound = self._recovery.leak_bytes_per_hour_max
+        if bound is None or len(life.samples) < _LEAK_SAMPLES_MIN:
+            return
+        if leak_bytes_per_hour(life.samples) > bound:
+            self._recycle_soon(life, "it leaks")
+
+    def _request_ended(self, request: GenerationRequest, error: RpcError | None) -> None:
+        self.gate.left(request, error, trio.current_time())
+        self._served_requests += 1
+        self._served_tokens += len(request.tokens)
+        recovery = self._recovery
+        if recovery.recycle_requests is not None and self._served_requests >= recovery.recycle_requests:
+            self._recycle_soon(self._life, "it has served its requests")
+        elif recovery.recycle_tokens is not None and self._served_tokens >= recovery.recycle_tokens:
+            self._recycle_soon(self._life, "it has served its tokens")
+
+    def _recycle_soon(self, life: Life | None, why: str) -> None:
+        if (
+            life is None
+            or life is not self._life
+            or self._successor is not None
+            or life.stopping
+            or self._closing
+        ):
+            return
+        _log.info("%s: recycling the worker: %s", self.name, why)
+        self._successor = self._begin()
+
+
+def _down_error(state: WorkerState, aftermath: Aftermath) -> RpcError:
+    if state is WorkerState.FAILED:
+        return RpcError(
+            ErrorKind.MODEL_LOAD_FAILED, f"the worker can't run: {aftermath.reason}", death=aftermath.death
+        )
+    return RpcError(
+        ErrorKind.CIRCUIT_OPEN,
+        f"this model is quarantined, its workers died too often; the last: {aftermath.reason}; load it by hand with "
+        "`mlxsup load` when that is mended",
+        retriable=False,
+        death=aftermath.death,
+    )
+
+
+def _restart_limits(recovery: Recovery) -> RestartLimits:
+    return RestartLimits(
+        backoff_base_s=recovery.restart_backoff_base_s,
+        backoff_max_s=recovery.restart_backoff_max_s,
+        healthy_s=recovery.restart_healthy_s,
+        restarts_max=recovery.restarts_max,
+        window_s=recovery.restart_window_s,
+    )
+
+
+def breaker_limits(recovery: Recovery) -> BreakerLimits:
+    """Also the machine's: a share of faults says nothing there, since good ends are not counted."""
+    return BreakerLimits(
+        consecutive_max=recovery.breaker_deaths,
+        sample_min=max(5, recovery.breaker_deaths),
+        open_s=recovery.breaker_open_s,
+        open_max_s=recovery.breaker_open_max_s,
+    )

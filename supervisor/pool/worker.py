@@ -11,8 +11,7 @@ Mac a hard kill can strand wired memory until a reboot, so it is last.
 
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -33,6 +32,8 @@ ResultT = TypeVar("ResultT")
 _READ_BYTES = 256 * 1024
 # A grandchild that inherited stderr can hold it open long after the worker's death.
 _STDERR_GRACE_S = 0.25
+# faulthandler writes the stacks of all threads from its signal handler.
+_DUMP_S = 0.2
 
 
 class WorkerGoneError(Exception):
@@ -47,18 +48,25 @@ class Handlers(msgspec.Struct, frozen=True):
     """What is done, at once and without waiting, with what the worker says by itself."""
 
     step: Callable[[link.Step], None]
-    answer: Callable[[Response], None]
+    answer: Callable[[int, link.Generated | RpcError], None]
     progress: Callable[[link.LoadProgress], None]
     heartbeat: Callable[[link.Heartbeat], None]
 
 
-class Worker:
-    """Made by `open_worker`, and alive as long as that is open."""
+def _ignore(_: object) -> None:
+    """A spare has nobody to tell."""
 
-    def __init__(self, process: ChildProcess, config: WorkerConfig, handlers: Handlers) -> None:
+
+_NO_HANDLERS = Handlers(step=_ignore, answer=lambda *_: None, progress=_ignore, heartbeat=_ignore)
+
+
+class Worker:
+    """Made by the hatchery, which runs it. Whoever has it ends it with `stop`."""
+
+    def __init__(self, process: ChildProcess, config: WorkerConfig) -> None:
         self._process = process
         self._config = config
-        self._handlers = handlers
+        self._handlers = _NO_HANDLERS
         self._outgoing = bytearray()
         self._wake_writer = trio.Event()
         self._end_input = False
@@ -84,6 +92,10 @@ class Worker:
     @property
     def killed_by_us(self) -> bool:
         return self._kill_sent
+
+    def adopt(self, handlers: Handlers) -> None:
+        """From now on what it says goes here."""
+        self._handlers = handlers
 
     def send_request(self, id: int, method: str, params: Any) -> None:
         """The answer goes to `handlers.answer`. Ids are the caller's, above zero."""
@@ -135,9 +147,14 @@ class Worker:
         return self.hello
 
     async def stop(self) -> None:
-        """Climb the stop ladder until the process has ended; shielded, and bounded by the graces."""
-        config = self._config
+        """Climb the stop ladder until the process has ended and its pipes are read; shielded, bounded by the graces."""
         with trio.CancelScope(shield=True):
+            await self._climb()
+            await self.gone.wait()
+
+    async def _climb(self) -> None:
+        config = self._config
+        if self.returncode is None:
             shutdown = link.Shutdown(grace_s=config.exit_grace_s + config.term_grace_s)
             self.send_notification(link.SHUTDOWN, shutdown)
             self._close_input()
@@ -149,6 +166,18 @@ class Worker:
             if await self._ended_within(config.term_grace_s):
                 return
             await self.kill()
+
+    async def end_stalled(self) -> None:
+        """End a worker that gets nowhere: its stacks first, so that somebody can see why."""
+        with trio.CancelScope(shield=True):
+            # A stopped process dumps nothing before it goes on, and then it is told to end in the same moment.
+            self._process.signal_group(signal.SIGUSR1)
+            if not await self._ended_within(_DUMP_S):
+                self._process.signal_group(signal.SIGTERM)
+                self._process.signal_group(signal.SIGCONT)
+                if not await self._ended_within(self._config.term_grace_s):
+                    await self.kill()
+            await self.gone.wait()
 
     async def kill(self) -> None:
         """The last rung: SIGKILL to the whole group."""
@@ -179,7 +208,11 @@ class Worker:
         self._wake_writer.set()
 
     async def run(self) -> None:
-        """Serve the pipes until the process has ended; then `gone` is set, and every call is settled."""
+        """Serve the pipes until the process has ended, whatever is cancelled around; then `gone` is set."""
+        with trio.CancelScope(shield=True):
+            await self._serve()
+
+    async def _serve(self) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 self._serving = nursery.cancel_scope
@@ -193,6 +226,8 @@ class Worker:
                 # What it wrote before its end is still in the pipes, which a grandchild may keep open.
                 nursery.cancel_scope.deadline = trio.current_time() + _STDERR_GRACE_S
         finally:
+            for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+                await trio.aclose_forcefully(stream)
             self._hello_came.set()
             self.gone.set()
             for settle in list(self._calls.values()):
@@ -258,7 +293,7 @@ class Worker:
         if not isinstance(response.id, int):
             raise LinkFaultError("an answer without an id of ours")
         if response.id > 0:
-            self._handlers.answer(response)
+            self._handlers.answer(response.id, _read_answer(response))
         elif settle := self._calls.pop(response.id, None):
             settle(response)
 
@@ -273,33 +308,7 @@ class Worker:
             self.stderr.finish()
 
 
-@asynccontextmanager
-async def open_worker(
-    spawn: Callable[[], Awaitable[ChildProcess]], config: WorkerConfig, handlers: Handlers
-) -> AsyncIterator[Worker]:
-    """Spawn a worker; leaving the block stops it, whatever the reason, and waits for its end.
-
-    Raises:
-        OSError: it could not be spawned.
-    """
-    # Nothing is awaited between the spawn and the try: a cancellation there would leak a live process.
-    process = await spawn()
-    worker = Worker(process, config, handlers)
-    try:
-        async with trio.open_nursery() as nursery:
-            # The pipes are served until the process has ended, whatever is cancelled around them.
-            nursery.start_soon(_run_shielded, worker)
-            try:
-                yield worker
-            finally:
-                await worker.stop()
-                with trio.CancelScope(shield=True):
-                    await worker.gone.wait()
-    finally:
-        for stream in (process.stdin, process.stdout, process.stderr):
-            await trio.aclose_forcefully(stream)
-
-
-async def _run_shielded(worker: Worker) -> None:
-    with trio.CancelScope(shield=True):
-        await worker.run()
+def _read_answer(response: Response) -> link.Generated | RpcError:
+    if response.error is not None:
+        return RpcError.from_object(response.error)
+    return msgspec.json.decode(response.result or b"", type=link.Generated)

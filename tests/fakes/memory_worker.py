@@ -33,6 +33,11 @@ class Plan(msgspec.Struct, kw_only=True):
     ends_when_told_s: float = 0.0
     obeys_sigterm: bool = True
     garbage_s: float = math.inf
+    beat_s: float = 1.0
+    silent_s: float = math.inf
+    """From then on nothing is heard of it, as of a stopped process."""
+    stuck_s: float = math.inf
+    """From then on its MLX thread finishes nothing, while its heartbeats go on."""
 
 
 class MemoryWorker:
@@ -43,11 +48,14 @@ class MemoryWorker:
         self.plan = plan
         self.returncode: int | None = None
         self.signals: list[signal.Signals] = []
+        self.stopped = False
         self.stdin, self._incoming = trio.testing.memory_stream_one_way_pair()
         self._outgoing, self.stdout = trio.testing.memory_stream_one_way_pair()
         self.complaints, self.stderr = trio.testing.memory_stream_one_way_pair()
         self._sequences: dict[int, link.Generate] = {}
         self._done: dict[int, int] = {}
+        self._born_s = self._moved_s = trio.current_time()
+        self._phase = "load"
         self._ended = trio.Event()
         self._life = trio.CancelScope()
 
@@ -83,6 +91,7 @@ class MemoryWorker:
             await trio.sleep(self.plan.hello_s)
             await self._say(encode_notification(link.HELLO, HELLO))
             nursery.start_soon(self._compute)
+            nursery.start_soon(self._beat)
             await self._listen()
             await trio.sleep(self.plan.ends_when_told_s)
             self.die(0)
@@ -103,18 +112,44 @@ class MemoryWorker:
                 if self.plan.load_error is not None:
                     await self._say(encode_error(_id(call), self.plan.load_error))
                 else:
+                    self._phase = "idle"
                     await self._say(encode_result(_id(call), LOADED))
             case link.GENERATE:
-                self._sequences[_id(call)] = msgspec.json.decode(call.params or b"", type=link.Generate)
-                self._done[_id(call)] = 0
+                order = msgspec.json.decode(call.params or b"", type=link.Generate)
+                self._sequences[_id(call)] = order
+                self._done[_id(call)] = len(order.delivered_tokens)
+                if len(order.delivered_tokens) >= order.max_tokens:
+                    await self._say(self._answer(_id(call), FinishReason.LENGTH))
             case link.CANCEL:
                 id = msgspec.json.decode(call.params or b"", type=link.Cancel).id
                 if id in self._sequences:
                     await self._say(self._answer(id, FinishReason.CANCELLED))
 
+    async def _beat(self) -> None:
+        while True:
+            await trio.sleep(self.plan.beat_s)
+            await self._say(encode_notification(link.HEARTBEAT, self._heartbeat()))
+
+    def _heartbeat(self) -> link.Heartbeat:
+        now_s = trio.current_time()
+        return link.Heartbeat(
+            phase=self._phase,
+            work=0,
+            still_s=now_s - self._moved_s,
+            sequences=len(self._sequences),
+            active_bytes=0,
+            cache_bytes=0,
+            peak_bytes=0,
+        )
+
     async def _compute(self) -> None:
         while True:
             await trio.sleep(self.plan.token_s)
+            if self._lived_s() >= min(self.plan.stuck_s, self.plan.silent_s):
+                continue
+            self._moved_s = trio.current_time()
+            if self._phase != "load":
+                self._phase = "batch" if self._sequences else "idle"
             deltas, answers = [], []
             for id, order in list(self._sequences.items()):
                 position = self._done[id]
@@ -136,7 +171,12 @@ class MemoryWorker:
             await trio.sleep(self.plan.garbage_s)
             await self._say(b"Segmentation fault? No: a print in a library")
 
+    def _lived_s(self) -> float:
+        return trio.current_time() - self._born_s
+
     async def _say(self, *frames: bytes) -> None:
+        if self._lived_s() >= self.plan.silent_s:
+            return
         await self._outgoing.send_all(b"".join(frame + b"\n" for frame in frames))
 
 
@@ -162,6 +202,9 @@ class WorkerShop:
         self._plans = list(plans) or [Plan()]
         self.workers: list[MemoryWorker] = []
         self.spawn_errors: list[OSError] = []
+
+    def by_pid(self, pid: int) -> MemoryWorker:
+        return next(worker for worker in self.workers if worker.pid == pid)
 
     async def spawn(self) -> MemoryWorker:
         await trio.lowlevel.checkpoint()

@@ -22,7 +22,7 @@ class Emission(msgspec.Struct, frozen=True):
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A request made ready beside the MLX thread: its prompt in tokens, and how to sample."""
+    """A request made ready beside the MLX thread: its prompt in tokens, without those delivered before."""
 
     prompt_tokens: list[int]
     request: Generate
@@ -38,10 +38,17 @@ class Engine(Protocol):
         """Template, tokenise, check against the context. Raises RpcError; touches no MLX."""
         ...
 
-    def submit(self, id: int, prepared: Prepared) -> None: ...
+    def submit(self, id: int, prepared: Prepared) -> Emission | None:
+        """Take a sequence into the batch; its only emission, if what was delivered before completes it."""
+        ...
 
     def cancel(self, id: int) -> Emission:
         """Drop a sequence and give what it still held back."""
+        ...
+
+    @property
+    def prefill_tokens(self) -> int:
+        """How many tokens of prompts the next step will compute."""
         ...
 
     def step(self) -> list[Emission]:

@@ -1,5 +1,6 @@
 """The engine for text models: continuous batching with mlx-lm's BatchGenerator."""
 
+import itertools
 import time
 from pathlib import Path
 
@@ -29,6 +30,10 @@ class _Sequence(msgspec.Struct):
     uid: int
     stream: TokenStream
     stops: StopStrings
+    # Of text that an earlier worker showed and that shows again; nothing is sent twice.
+    skip_chars: int
+    prefill_done: int
+    prefill_tokens: int
 
 
 class TextEngine:
@@ -43,10 +48,12 @@ class TextEngine:
     ) -> None:
         self.loaded = loaded
         self._codec = codec
+        self._prefill_sequences_max = min(_PREFILL_SEQUENCES_MAX, batch_sequences_max)
+        self._prefill_chunk_tokens = prefill_chunk_tokens
         self._generator = BatchGenerator(
             model,
             completion_batch_size=batch_sequences_max,
-            prefill_batch_size=min(_PREFILL_SEQUENCES_MAX, batch_sequences_max),
+            prefill_batch_size=self._prefill_sequences_max,
             prefill_step_size=prefill_chunk_tokens,
         )
         self._end_tokens = StopSequences([(token,) for token in codec.eos_tokens])
@@ -103,18 +110,43 @@ class TextEngine:
             raise _too_long(f"{len(text)} characters", context)
         return self._codec.encode(text, special=request.messages is None)
 
-    def submit(self, id: int, prepared: Prepared) -> None:
+    def submit(self, id: int, prepared: Prepared) -> Emission | None:
         request = prepared.request
-        tokens = prepared.prompt_tokens
+        prompt, delivered = prepared.prompt_tokens, request.delivered_tokens
+        stream, stops = self._codec.stream(), StopStrings(request.stop)
+        replayed_chars = 0
+        for token in delivered:
+            text, stopped = stops.feed(stream.add(token))
+            replayed_chars += len(text)
+            if stopped:
+                return Emission(id, "", [], FinishReason.STOP)
+        tokens_left = min(request.max_tokens, self.loaded.context_tokens - len(prompt)) - len(delivered)
+        if tokens_left <= 0:
+            return Emission(id, "", [], FinishReason.LENGTH)
         (uid,) = self._generator.insert(
-            [list(tokens)],
-            max_tokens=[min(request.max_tokens, self.loaded.context_tokens - len(tokens))],
-            samplers=[make_sampler(request.sampling, self.loaded.vocabulary_tokens, position=0)],
-            logits_processors=[make_logits_processors(request.sampling, len(tokens))],
+            [prompt + delivered],
+            max_tokens=[tokens_left],
+            samplers=[make_sampler(request.sampling, self.loaded.vocabulary_tokens, position=len(delivered))],
+            logits_processors=[make_logits_processors(request.sampling, len(prompt))],
             stop_sequences=[self._end_tokens],
         )
-        self._by_uid[uid] = _Sequence(id, uid, self._codec.stream(), StopStrings(request.stop))
+        self._by_uid[uid] = _Sequence(
+            id=id,
+            uid=uid,
+            stream=stream,
+            stops=stops,
+            skip_chars=max(0, request.delivered_chars - replayed_chars),
+            prefill_done=0,
+            prefill_tokens=len(prompt) + len(delivered),
+        )
         self._uid_of[id] = uid
+        return None
+
+    @property
+    def prefill_tokens(self) -> int:
+        waiting = (s for s in self._by_uid.values() if s.prefill_done < s.prefill_tokens)
+        first = itertools.islice(waiting, self._prefill_sequences_max)
+        return sum(min(self._prefill_chunk_tokens, s.prefill_tokens - s.prefill_done) for s in first)
 
     def cancel(self, id: int) -> Emission:
         sequence = self._by_uid[self._uid_of[id]]
@@ -123,7 +155,10 @@ class TextEngine:
         return self._end(sequence, text + sequence.stops.flush(), [], FinishReason.CANCELLED)
 
     def step(self) -> list[Emission]:
-        _, responses = self._generator.next()
+        prefills, responses = self._generator.next()
+        for prefill in prefills:
+            sequence = self._by_uid[prefill.uid]
+            sequence.prefill_done = sequence.prefill_tokens if prefill.end_of_prompt else prefill.progress[0]
         return [self._emission(response) for response in responses]
 
     def _emission(self, response: GenerationBatch.Response) -> Emission:
@@ -141,9 +176,10 @@ class TextEngine:
             rest, stopped = sequence.stops.feed(sequence.stream.flush())
             text += rest if stopped else rest + sequence.stops.flush()
             return self._end(sequence, text, [response.token], FinishReason.LENGTH)
-        return Emission(sequence.id, text, [response.token])
+        return Emission(sequence.id, _unseen(sequence, text), [response.token])
 
     def _end(self, sequence: _Sequence, text: str, tokens: list[int], finish: FinishReason) -> Emission:
+        text = _unseen(sequence, text)
         del self._by_uid[sequence.uid]
         del self._uid_of[sequence.id]
         return Emission(sequence.id, text, tokens, finish)
@@ -154,6 +190,14 @@ class TextEngine:
     def detokenize(self, tokens: list[int]) -> str:
         _check_tokens(tokens, self.loaded.vocabulary_tokens, "$.tokens")
         return self._codec.decode(tokens)
+
+
+def _unseen(sequence: _Sequence, text: str) -> str:
+    if not sequence.skip_chars:
+        return text
+    seen = min(sequence.skip_chars, len(text))
+    sequence.skip_chars -= seen
+    return text[seen:]
 
 
 def _too_long(what: str, context_tokens: int) -> RpcError:

@@ -1,5 +1,6 @@
 """A model runner on the mock clock, its workers in memory."""
 
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -8,20 +9,42 @@ import msgspec
 import pytest
 import trio
 
-from mlxsup.config.schema import Model, Worker
+from mlxsup.config.schema import Model, Recovery, Worker
 from mlxsup.supervisor.events import EventBus
-from mlxsup.supervisor.pool.life import WorkerSource
-from mlxsup.supervisor.pool.runner import ModelRunner
-from mlxsup.supervisor.pool.worker import open_worker
+from mlxsup.supervisor.pool.hatchery import Hatchery
+from mlxsup.supervisor.pool.life import Life, WorkerSource
+from mlxsup.supervisor.pool.process import Observation
+from mlxsup.supervisor.pool.runner import ModelRunner, breaker_limits
+from mlxsup.supervisor.recovery.aftermath import Aftermath
+from mlxsup.supervisor.recovery.breaker import CircuitBreaker
+from mlxsup.supervisor.recovery.classify import Evidence
+from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
 from tests.fakes.memory_worker import MemoryWorker, Plan, WorkerShop
 
-CONFIG = Worker(exit_grace_s=5.0, term_grace_s=15.0, kill_grace_s=5.0)
+CONFIG = Worker(exit_grace_s=5.0, term_grace_s=15.0, kill_grace_s=5.0, spares=0)
+
+
+class Notes:
+    """A witness that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.deaths: list[tuple[Evidence, Aftermath]] = []
+        self.quarantined: list[QuarantinedRequest] = []
+
+    def worker_died(self, _model: str, _life: Life, evidence: Evidence, aftermath: Aftermath) -> None:
+        self.deaths.append((evidence, aftermath))
+
+    def request_quarantined(self, entry: QuarantinedRequest) -> None:
+        self.quarantined.append(entry)
 
 
 class Stage(msgspec.Struct):
     runner: ModelRunner
     shop: WorkerShop
     states: list[str]
+    notes: Notes
+    memory: dict[str, int]
+    """`resident` of every worker and `available` of the machine, in bytes; change it at will."""
 
     @property
     def worker(self) -> MemoryWorker:
@@ -37,9 +60,14 @@ def open_stage() -> OpenStage:
     """Tests that use it take `autojump_clock`, too: pytest-trio looks for a clock among a test's own arguments."""
 
     @asynccontextmanager
-    async def open_stage(*plans: Plan, model: Model | None = None) -> AsyncIterator[Stage]:
+    async def open_stage(
+        *plans: Plan, model: Model | None = None, recovery: Recovery | None = None, config: Worker = CONFIG
+    ) -> AsyncIterator[Stage]:
+        recovery = recovery or Recovery()
         events = EventBus()
         states: list[str] = []
+        notes = Notes()
+        memory = {"resident": 100, "available": 10**12}
         with events.subscribed(lambda event: states.append(event.what)):
             # Workers outlive the runner, which is to end them.
             async with trio.open_nursery() as workers, trio.open_nursery() as nursery:
@@ -48,10 +76,30 @@ def open_stage() -> OpenStage:
                 async def locate() -> Path:
                     return Path("/model")
 
-                source = WorkerSource(locate=locate, spawn=lambda h: open_worker(shop.spawn, CONFIG, h))
-                runner = ModelRunner("m", model or Model(), CONFIG, source, events)
+                def observe(pid: int) -> Observation:
+                    return Observation(memory["resident"], memory["available"], shop.by_pid(pid).stopped)
+
+                hatchery = Hatchery(shop.spawn, config, nursery)
+                runner = ModelRunner(
+                    "m",
+                    model or Model(),
+                    config,
+                    recovery,
+                    WorkerSource(
+                        locate=locate,
+                        hatch=hatchery.hatch,
+                        observe=observe,
+                        available=lambda: memory["available"],
+                    ),
+                    events,
+                    witness=notes,
+                    machine=CircuitBreaker(breaker_limits(recovery)),
+                    poison=PoisonWatch(recovery.suspect_tokens, recovery.quarantine_max),
+                    rng=random.Random(7),
+                )
                 nursery.start_soon(runner.run)
-                yield Stage(runner, shop, states)
+                nursery.start_soon(hatchery.keep_spares)
+                yield Stage(runner, shop, states, notes, memory)
                 nursery.cancel_scope.cancel()
 
     return open_stage

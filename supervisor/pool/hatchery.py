@@ -1,0 +1,107 @@
+"""Where workers come from: spawned on demand, or taken from spares whose imports are done already.
+
+A spare costs the memory of its imports and saves the seconds that they take, when a worker has just died and streams
+wait. Spares that die are replaced, more and more slowly.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from mlxsup.config.schema import Worker as WorkerConfig
+from mlxsup.supervisor.pool.process import ChildProcess
+from mlxsup.supervisor.pool.worker import Worker, WorkerGoneError
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE_S = 1.0
+_PATIENCE_MAX_S = 60.0
+
+Spawn = Callable[[], Awaitable[ChildProcess]]
+
+
+class Hatchery:
+    """Workers are served by tasks in `nursery`, which outlives those who use them."""
+
+    def __init__(self, spawn: Spawn, config: WorkerConfig, nursery: trio.Nursery) -> None:
+        self._spawn = spawn
+        self._config = config
+        self._nursery = nursery
+        self._spares: list[Worker] = []
+        self._taken = trio.Event()
+
+    async def hatch(self) -> Worker:
+        """A worker that nobody else has: whoever gets it has to `stop` it.
+
+        Raises:
+            OSError: it could not be spawned.
+        """
+        while self._spares:
+            spare = self._spares.pop(0)
+            self._taken.set()
+            if not spare.gone.is_set():
+                return spare
+        return await self._new()
+
+    @property
+    def spares(self) -> int:
+        return len(self._spares)
+
+    async def keep_spares(self) -> None:
+        """Keep as many ready as the configuration says; until cancelled, then end them."""
+        patience_s = _PATIENCE_S
+        try:
+            while True:
+                self._taken = trio.Event()
+                self._spares = [spare for spare in self._spares if not spare.gone.is_set()]
+                if len(self._spares) >= self._config.spares:
+                    await self._wait_loss()
+                    continue
+                if await self._add_spare():
+                    patience_s = _PATIENCE_S
+                else:
+                    await trio.sleep(patience_s)
+                    patience_s = min(_PATIENCE_MAX_S, 2 * patience_s)
+        finally:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as ending:
+                    for spare in self._spares:
+                        ending.start_soon(spare.stop)
+            self._spares = []
+
+    async def _add_spare(self) -> bool:
+        try:
+            worker = await self._new()
+        except OSError as error:
+            _log.error("cannot start a spare worker: %s", error.strerror)
+            return False
+        try:
+            with trio.fail_after(self._config.hello_timeout_s):
+                await worker.wait_hello()
+        except (WorkerGoneError, trio.TooSlowError):
+            _log.error("a spare worker did not start")
+            await worker.stop()
+            return False
+        except trio.Cancelled:
+            await worker.stop()
+            raise
+        self._spares.append(worker)
+        return True
+
+    async def _wait_loss(self) -> None:
+        """Until a spare is taken, or has died."""
+        async with trio.open_nursery() as nursery:
+            for wait in (self._taken.wait, *(spare.gone.wait for spare in self._spares)):
+                nursery.start_soon(_cancel_after, wait, nursery.cancel_scope)
+
+    async def _new(self) -> Worker:
+        # Nothing is awaited behind the spawn: a cancellation there would leak a live process.
+        worker = Worker(await self._spawn(), self._config)
+        self._nursery.start_soon(worker.run)
+        return worker
+
+
+async def _cancel_after(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await wait()
+    scope.cancel()

@@ -1,0 +1,79 @@
+"""What follows a death, decided in one place from what is known of it. Pure.
+
+The order is that of caution: what another worker could not do better is failed; what may have been the request's own
+doing makes suspects; only then comes the question when the next worker may start.
+"""
+
+import msgspec
+
+from mlxsup.protocol.errors import Death, ErrorKind, RpcError
+from mlxsup.supervisor.generation.request import GenerationRequest
+from mlxsup.supervisor.recovery.classify import Evidence, Restart, Verdict, classify, signal_name
+from mlxsup.supervisor.recovery.poison import PoisonWatch
+from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
+
+
+class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
+    """`wait_s` is None when no other worker may be started; `reason` then says why. Each lost request is in one list."""
+
+    verdict: Verdict
+    death: Death
+    wait_s: float | None
+    reason: str
+    resumed: list[GenerationRequest]
+    failed: list[GenerationRequest]
+    quarantined: list[GenerationRequest]
+
+    @property
+    def error(self) -> RpcError:
+        """For the requests that end with this death."""
+        return RpcError(ErrorKind.WORKER_DIED, f"the worker died: {self.reason}", death=self.death)
+
+    @property
+    def action(self) -> str:
+        """For the report: what was done."""
+        counts = (("resumed", self.resumed), ("failed", self.failed), ("quarantined", self.quarantined))
+        done = [f"{len(requests)} {what}" for what, requests in counts if requests]
+        restart = "no restart" if self.wait_s is None else f"restart after {self.wait_s:.1f} s"
+        return ", ".join([*done, restart])
+
+
+def decide_aftermath(
+    evidence: Evidence,
+    why: str | None,
+    lost: list[GenerationRequest],
+    *,
+    poison: PoisonWatch,
+    policy: RestartPolicy,
+    now_s: float,
+) -> Aftermath:
+    """`lost` are the requests that the worker had; `why` is what the supervisor itself saw."""
+    verdict = classify(evidence)
+    name = signal_name(evidence.returncode)
+    death = Death(
+        death_class=verdict.name,
+        phase=evidence.phase,
+        exit_status=None if name else evidence.returncode,
+        signal=name,
+    )
+    wait_s = policy.note_death(verdict.weight, now_s)
+    if verdict.restart is Restart.NEVER:
+        wait_s = None
+    quarantined = poison.note_death(lost, verdict.name) if verdict.blames_request else []
+    survivors = [request for request in lost if request not in quarantined]
+    resumable = verdict.resume and wait_s is not None
+    return Aftermath(
+        verdict=verdict,
+        death=death,
+        wait_s=wait_s,
+        reason=_describe(death, verdict, why),
+        resumed=[request for request in survivors if resumable and request.resume],
+        failed=[request for request in survivors if not (resumable and request.resume)],
+        quarantined=quarantined,
+    )
+
+
+def _describe(death: Death, verdict: Verdict, why: str | None) -> str:
+    how = f"signal {death.signal}" if death.signal else f"exit status {death.exit_status}"
+    seen = f", {why}" if why else ""
+    return f"{death.death_class} ({how}) while {death.phase}{seen}; {verdict.advice}"

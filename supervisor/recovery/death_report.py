@@ -1,0 +1,95 @@
+"""What is kept of a worker's death, and where: a report in SQLite, without a word of any prompt. Edge."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from mlxsup.supervisor.recovery.memory_truth import MemorySample
+from mlxsup.supervisor.recovery.poison import QuarantinedRequest
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS deaths (id INTEGER PRIMARY KEY, at TEXT NOT NULL, model TEXT NOT NULL, report TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS quarantined (digest TEXT PRIMARY KEY, at TEXT NOT NULL, entry TEXT NOT NULL);
+"""
+_BUSY_S = 5.0
+
+
+class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that was in flight: its sizes, and its digest to find it again by."""
+
+    digest: str
+    tokens_delivered: int
+    max_tokens: int
+    resumed: int
+
+
+class DeathReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`at` is UTC, ISO 8601. `stderr` are the worker's last lines, as it wrote them."""
+
+    at: str
+    model: str
+    generation: int
+    pid: int
+    death_class: str
+    phase: str
+    exit_status: int | None
+    signal: str | None
+    reason: str | None
+    lived_s: float
+    in_flight: list[RequestShape]
+    memory: list[MemorySample]
+    stderr: list[str]
+    advice: str
+    action: str
+
+
+class DeathBook:
+    """The reports, newest first; the oldest go when there are more than `reports_max`. Blocks on the disk."""
+
+    def __init__(self, path: Path, reports_max: int) -> None:
+        self._path = path
+        self._reports_max = reports_max
+
+    def write(self, report: DeathReport) -> None:
+        with self._open() as database:
+            database.execute(
+                "INSERT INTO deaths (at, model, report) VALUES (?, ?, ?)",
+                (report.at, report.model, msgspec.json.encode(report).decode()),
+            )
+            database.execute(
+                "DELETE FROM deaths WHERE id NOT IN (SELECT id FROM deaths ORDER BY id DESC LIMIT ?)",
+                (self._reports_max,),
+            )
+
+    def read(self, model: str | None = None, limit: int = 20) -> list[DeathReport]:
+        query = "SELECT report FROM deaths WHERE ? IS NULL OR model = ? ORDER BY id DESC LIMIT ?"
+        with self._open() as database:
+            rows = database.execute(query, (model, model, limit)).fetchall()
+        return [msgspec.json.decode(row[0], type=DeathReport) for row in rows]
+
+    def write_quarantined(self, entry: QuarantinedRequest, at: str) -> None:
+        with self._open() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO quarantined (digest, at, entry) VALUES (?, ?, ?)",
+                (entry.digest, at, msgspec.json.encode(entry).decode()),
+            )
+
+    def read_quarantined(self) -> list[QuarantinedRequest]:
+        with self._open() as database:
+            rows = database.execute("SELECT entry FROM quarantined ORDER BY at").fetchall()
+        return [msgspec.json.decode(row[0], type=QuarantinedRequest) for row in rows]
+
+    def forget_quarantined(self) -> int:
+        """Let all of them try again; how many there were."""
+        with self._open() as database:
+            return database.execute("DELETE FROM quarantined").rowcount
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with closing(sqlite3.connect(self._path, timeout=_BUSY_S)) as database, database:
+            database.executescript(_SCHEMA)
+            yield database

@@ -1,0 +1,105 @@
+"""Who may come in: a model's breaker, the machine's, its quarantine, and why it is down. Pure."""
+
+import math
+
+import msgspec
+
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.worker_link import Generate
+from mlxsup.supervisor.generation.request import GenerationRequest
+from mlxsup.supervisor.recovery.breaker import Admission, BreakerState, CircuitBreaker, Refusal
+from mlxsup.supervisor.recovery.poison import PoisonWatch
+
+# Ends that say something of the worker; a client's own mistakes and a cancel do not.
+_WORKER_FAULTS = frozenset({ErrorKind.WORKER_DIED, ErrorKind.QUARANTINED})
+
+
+class Pass(msgspec.Struct, frozen=True):
+    """Through both breakers."""
+
+    machine: Admission
+    model: Admission
+
+
+class Gate:
+    """One for each model; `machine` is shared by all."""
+
+    def __init__(self, breaker: CircuitBreaker, machine: CircuitBreaker, poison: PoisonWatch) -> None:
+        self.breaker = breaker
+        self._machine = machine
+        self._poison = poison
+        self._admissions: dict[int, Pass] = {}
+        self._shut: RpcError | None = None
+        self._shut_until_s = -math.inf
+
+    def shut(self, error: RpcError, until_s: float) -> None:
+        """Everybody is refused with `error` until then, or until `open`."""
+        self._shut = error
+        self._shut_until_s = until_s
+
+    def open(self) -> None:
+        self._shut = None
+
+    def why_shut(self, now_s: float) -> RpcError | None:
+        if self._shut is not None and now_s >= self._shut_until_s:
+            self._shut = None
+        return self._shut
+
+    def check(self, model: str, order: Generate, now_s: float) -> Pass:
+        """Raises RpcError: QUARANTINED, CIRCUIT_OPEN, or what the gate was shut with."""
+        if (shut := self.why_shut(now_s)) is not None:
+            raise shut
+        if (entry := self._poison.find(model, order)) is not None:
+            raise RpcError(
+                ErrorKind.QUARANTINED,
+                f"this request has ended {entry.deaths} workers ({entry.death_class}) and is refused; change it, or let "
+                "it try again with `mlxsup deaths --forget`",
+            )
+        machine = self._machine.admit(now_s)
+        if isinstance(machine, Refusal):
+            raise _circuit_open("the machine's GPU is in trouble", machine)
+        model_admission = self.breaker.admit(now_s)
+        if isinstance(model_admission, Refusal):
+            self._machine.settle(machine, fault=None, now_s=now_s)
+            raise _circuit_open("this model's workers keep dying", model_admission)
+        return Pass(machine, model_admission)
+
+    def entered(self, request: GenerationRequest, admitted: Pass) -> None:
+        self._admissions[request.id] = admitted
+
+    def turned_away(self, admitted: Pass, now_s: float) -> None:
+        """It was admitted, and refused for another reason."""
+        self._machine.settle(admitted.machine, fault=None, now_s=now_s)
+        self.breaker.settle(admitted.model, fault=None, now_s=now_s)
+
+    def left(self, request: GenerationRequest, error: RpcError | None, now_s: float) -> None:
+        admitted = self._admissions.pop(request.id, None)
+        if admitted is None:
+            return
+        fault: bool | None = None
+        if error is None:
+            fault = None if request.cancel_asked else False
+        elif error.kind in _WORKER_FAULTS:
+            fault = True
+        self.breaker.settle(admitted.model, fault=fault, now_s=now_s)
+        # The machine is blamed for deaths that point beyond one worker only.
+        self._machine.settle(admitted.machine, fault=None if fault else fault, now_s=now_s)
+
+    def worker_died(self, *, counts: bool, machine: bool, now_s: float) -> None:
+        if counts:
+            self.breaker.note_fault(now_s)
+        if machine:
+            self._machine.note_fault(now_s)
+
+    def breaker_state(self, now_s: float) -> BreakerState:
+        return self.breaker.state(now_s)
+
+
+def _circuit_open(what: str, refusal: Refusal) -> RpcError:
+    if refusal.retry_after_s is None:
+        return RpcError(ErrorKind.CIRCUIT_OPEN, f"{what}: its breaker was opened by hand", retriable=False)
+    return RpcError(
+        ErrorKind.CIRCUIT_OPEN,
+        f"{what}: new requests are refused for a while; see `mlxsup deaths`",
+        retry_after_ms=max(1, round(refusal.retry_after_s * 1000)),
+    )

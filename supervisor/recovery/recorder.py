@@ -1,0 +1,109 @@
+"""Tells of deaths: an event at once, a report on disk a moment later. Task."""
+
+import logging
+import sqlite3
+from datetime import UTC, datetime
+
+import trio
+
+from mlxsup.supervisor.events import EventBus
+from mlxsup.supervisor.pool.life import Life
+from mlxsup.supervisor.recovery.aftermath import Aftermath
+from mlxsup.supervisor.recovery.classify import Evidence
+from mlxsup.supervisor.recovery.death_report import DeathBook, DeathReport, RequestShape
+from mlxsup.supervisor.recovery.poison import QuarantinedRequest, request_digest
+from mlxsup.supervisor.recovery.redact import redact_stderr
+
+_log = logging.getLogger(__name__)
+
+# Deaths come in bursts, and the disk may be slow; beyond it a report is lost, and the log says so.
+_WAITING_MAX = 200
+
+
+class DeathRecorder:
+    def __init__(self, book: DeathBook, events: EventBus) -> None:
+        self._book = book
+        self._events = events
+        self._send, self._receive = trio.open_memory_channel[DeathReport | QuarantinedRequest](_WAITING_MAX)
+
+    async def run(self) -> None:
+        """Write what has happened, in order; until cancelled, and then what is left."""
+        try:
+            async for item in self._receive:
+                await self._write(item)
+        finally:
+            with trio.CancelScope(shield=True):
+                while True:
+                    try:
+                        item = self._receive.receive_nowait()
+                    except trio.WouldBlock:
+                        break
+                    await self._write(item)
+
+    def worker_died(self, model: str, life: Life, evidence: Evidence, aftermath: Aftermath) -> None:
+        report = _make_report(model, life, evidence, aftermath)
+        self._events.publish(
+            "death",
+            model,
+            report.death_class,
+            pid=report.pid,
+            generation=report.generation,
+            phase=report.phase,
+            signal=report.signal,
+            exit_status=report.exit_status,
+            advice=report.advice,
+            action=report.action,
+        )
+        self._put(report)
+
+    def request_quarantined(self, entry: QuarantinedRequest) -> None:
+        self._events.publish("death", entry.model, "request_quarantined", digest=entry.digest)
+        self._put(entry)
+
+    def _put(self, item: DeathReport | QuarantinedRequest) -> None:
+        try:
+            self._send.send_nowait(item)
+        except trio.WouldBlock:
+            _log.error("too many deaths at once: one report is lost")
+
+    async def _write(self, item: DeathReport | QuarantinedRequest) -> None:
+        try:
+            if isinstance(item, DeathReport):
+                await trio.to_thread.run_sync(self._book.write, item)
+            else:
+                await trio.to_thread.run_sync(self._book.write_quarantined, item, _now())
+        except (OSError, sqlite3.Error) as error:
+            _log.error("cannot keep a death report: %s", error)
+
+
+def _make_report(model: str, life: Life, evidence: Evidence, aftermath: Aftermath) -> DeathReport:
+    lost = (*aftermath.resumed, *aftermath.failed, *aftermath.quarantined)
+    return DeathReport(
+        at=_now(),
+        model=model,
+        generation=life.generation,
+        pid=life.worker.pid if life.worker is not None else 0,
+        death_class=aftermath.death.death_class,
+        phase=evidence.phase,
+        exit_status=aftermath.death.exit_status,
+        signal=aftermath.death.signal,
+        reason=aftermath.reason,
+        lived_s=round(trio.current_time() - life.began_s, 3),
+        in_flight=[
+            RequestShape(
+                digest=request_digest(request.model, request.order),
+                tokens_delivered=len(request.tokens),
+                max_tokens=request.order.max_tokens,
+                resumed=request.resumed,
+            )
+            for request in lost
+        ],
+        memory=life.samples[-60:],
+        stderr=redact_stderr(evidence.stderr),
+        advice=aftermath.verdict.advice,
+        action=aftermath.action,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,100 @@
+"""Finds a worker that is alive and gets nowhere. Pure.
+
+A heartbeat attests what the MLX thread last finished; it comes from another thread, so it keeps coming while the MLX
+thread hangs, and stops when the whole process does: stopped, frozen, or with the interpreter lock held by native
+code. Each phase has its own budget: a load must read bytes, a step must end in time for the prompt tokens that it
+computes at a tenth of the measured rate, and what was sent must be taken up. An idle worker owes nothing.
+"""
+
+import msgspec
+
+from mlxsup.protocol.worker_link import Heartbeat
+
+# The first beat comes an interval after the load has begun, and a busy machine delays each.
+_BEATS_MISSED_MAX = 3
+_RATE_SHARE = 0.1
+_RATE_WEIGHT = 0.2
+
+
+class WatchdogLimits(msgspec.Struct, frozen=True, kw_only=True):
+    heartbeat_interval_s: float
+    silence_s: float
+    load_stall_s: float
+    step_s: float
+    pickup_s: float
+    prefill_tokens_per_s_min: float
+
+
+class Stall(msgspec.Struct, frozen=True):
+    """Why a worker is given up: the phase, the budget that it overran, and by what it was seen."""
+
+    phase: str
+    budget_s: float
+    reason: str
+
+
+class Watchdog:
+    """For one worker, from its load on. `check` whenever `next_check_s` has passed."""
+
+    def __init__(self, limits: WatchdogLimits, now_s: float) -> None:
+        self._limits = limits
+        self._heard_s = now_s
+        self._beat: Heartbeat | None = None
+        self._prefill_tokens_per_s: float | None = None
+        self._waiting_since_s: float | None = None
+
+    def note_heartbeat(self, beat: Heartbeat, now_s: float) -> None:
+        if beat.prefill_tokens_per_s > 0:
+            old = self._prefill_tokens_per_s
+            new = beat.prefill_tokens_per_s
+            self._prefill_tokens_per_s = new if old is None else old + _RATE_WEIGHT * (new - old)
+        self._beat = beat
+        self._heard_s = now_s
+
+    def note_frame(self, now_s: float) -> None:
+        """Anything else it said: it lives, and it works on what it was sent."""
+        self._heard_s = now_s
+        self._waiting_since_s = None
+
+    def note_sent(self, now_s: float) -> None:
+        """It was given work."""
+        if self._waiting_since_s is None:
+            self._waiting_since_s = now_s
+
+    def check(self, now_s: float, *, process_stopped: bool) -> Stall | None:
+        """`process_stopped`: the kernel says that it is stopped by a signal."""
+        limits = self._limits
+        silent_s = now_s - self._heard_s
+        if process_stopped and silent_s >= _BEATS_MISSED_MAX * limits.heartbeat_interval_s:
+            return Stall(
+                self._phase(), _BEATS_MISSED_MAX * limits.heartbeat_interval_s, "its process is stopped"
+            )
+        if silent_s >= limits.silence_s:
+            return Stall(self._phase(), limits.silence_s, f"nothing was heard of it for {silent_s:.1f} s")
+        beat = self._beat
+        if beat is None:
+            return None
+        # Of what the beat said, plus the time since: both are the worker's own standing still.
+        still_s = beat.still_s + silent_s
+        budget_s = self._budget_s(beat)
+        if budget_s is not None and still_s >= budget_s:
+            return Stall(beat.phase, budget_s, f"its MLX thread has finished nothing for {still_s:.1f} s")
+        if beat.phase == "idle" and self._waits_s(now_s) >= limits.pickup_s:
+            return Stall(beat.phase, limits.pickup_s, "it does not take up what it was sent")
+        return None
+
+    def _budget_s(self, beat: Heartbeat) -> float | None:
+        limits = self._limits
+        if beat.phase.startswith("load"):
+            return limits.load_stall_s
+        if beat.phase != "batch":
+            return None
+        measured = self._prefill_tokens_per_s or 0.0
+        rate = max(limits.prefill_tokens_per_s_min, measured * _RATE_SHARE)
+        return limits.step_s + beat.prefill_tokens / rate
+
+    def _waits_s(self, now_s: float) -> float:
+        return 0.0 if self._waiting_since_s is None else now_s - self._waiting_since_s
+
+    def _phase(self) -> str:
+        return self._beat.phase if self._beat is not None else "loading"
