@@ -138,6 +138,10 @@ class MemoryClient:
         with trio.fail_after(WAIT_S):
             while await self._receive_chunk():
                 pass
+        return self.received()
+
+    def received(self) -> list[Any]:
+        """What has come and was not returned yet."""
         frames, self._frames = self._frames, []
         return [msgspec.json.decode(frame) for frame in frames]
 
