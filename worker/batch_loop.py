@@ -42,13 +42,22 @@ class BatchLoop:
         while True:
             idle = not self._running
             self._vitals.advance("idle" if idle else "batch", self._steps, len(self._running))
-            for item in self._inbox.take(wait=idle):
-                end = self._handle(item)
-                if end is not None:
-                    return end
+            end = self._take(wait=idle)
+            # What arrived together begins together: one prefill of several prompts costs far less than several.
+            while end is None and idle and self._preparing:
+                end = self._take(wait=True)
+            if end is not None:
+                return end
             if self._running:
                 self._send(self._engine.step())
                 self._steps += 1
+
+    def _take(self, *, wait: bool) -> ExitCode | None:
+        for item in self._inbox.take(wait=wait):
+            end = self._handle(item)
+            if end is not None:
+                return end
+        return None
 
     def _handle(self, item: Command | Ready | EndOfInput) -> ExitCode | None:
         match item:
