@@ -13,7 +13,7 @@ import msgspec
 
 from mlxsup.config.schema import DEFAULT_MODEL, Config, Model
 
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_MODEL_NAME = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _VARIABLE = re.compile(r"^MLXSUP_([A-Z0-9]+)__([A-Z0-9_]+)$")
 
@@ -103,7 +103,9 @@ def _check_models(table: Any, path: str, faults: list[ConfigFault]) -> None:
     for name, value in table.items():
         here = f"{path}.{_as_written(name)}"
         if not _MODEL_NAME.fullmatch(name):
-            faults.append(ConfigFault(here, "a model's name is letters, digits and . _ - (and one /)"))
+            faults.append(
+                ConfigFault(here, "a model's name is letters, digits and . _ - (and one /), without .. or --")
+            )
         _check_struct(value, Model, here, faults)
 
 

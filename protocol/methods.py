@@ -93,6 +93,20 @@ _TABLE = (
         errors=_MODEL,
     ),
     Method(
+        name="model/recycle",
+        params=service.RecycleParams,
+        result=service.NoResult,
+        summary="Replace a model's worker and lose nothing; answered once the new one serves.",
+        errors=_WORKER,
+    ),
+    Method(
+        name="model/breaker",
+        params=service.BreakerParams,
+        result=service.ModelEntry,
+        summary="Set a model's circuit breaker by hand.",
+        errors=_MODEL,
+    ),
+    Method(
         name="model/pull",
         params=service.PullParams,
         result=service.PullResult,

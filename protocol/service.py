@@ -1,6 +1,6 @@
 """Parameters and results of the methods that are not text generation."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -118,6 +118,7 @@ class ModelEntry(_Result, frozen=True):
     memory_bytes: int | None
     pinned: bool
     pulled: bool
+    breaker: str
 
 
 class ModelList(_Result, frozen=True):
@@ -139,6 +140,17 @@ class LoadParams(_Params, frozen=True):
 class UnloadParams(_Params, frozen=True):
     model: ModelName
     force: bool = False
+
+
+class RecycleParams(_Params, frozen=True):
+    model: ModelName
+
+
+class BreakerParams(_Params, frozen=True):
+    """`reset` closes it, `force_open` refuses everything, `disable` lets everything through."""
+
+    model: ModelName
+    action: Literal["reset", "force_open", "disable"]
 
 
 class PullParams(_Params, frozen=True):

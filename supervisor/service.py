@@ -78,6 +78,8 @@ class Service:
             "model/list": self._list,
             "model/load": self._load,
             "model/unload": self._unload,
+            "model/recycle": self._recycle,
+            "model/breaker": self._breaker,
             "model/pull": self._pull,
             "embed": self._embed,
             "tokenize": self._tokenize,
@@ -221,6 +223,17 @@ class Service:
     async def _unload(self, params: service.UnloadParams, _: Caller) -> service.NoResult:
         await self._pool.runner(params.model).unload(force=params.force)
         return service.NoResult()
+
+    async def _recycle(self, params: service.RecycleParams, _: Caller) -> service.NoResult:
+        await self._pool.runner(params.model).recycle()
+        return service.NoResult()
+
+    async def _breaker(self, params: service.BreakerParams, _: Caller) -> service.ModelEntry:
+        runner = self._pool.runner(params.model)
+        breaker = runner.gate.breaker
+        actions = {"reset": breaker.reset, "force_open": breaker.force_open, "disable": breaker.disable}
+        actions[params.action]()
+        return self._pool.entry(runner)
 
     async def _pull(self, params: service.PullParams, caller: Caller) -> service.PullResult:
         configured = self._config.models.get(params.model)

@@ -15,6 +15,16 @@ from mlxsup.protocol.jsonrpc import encode_notification
 from mlxsup.protocol.worker_link import STEP, Delta, Step
 
 
+class _Gain:
+    """What one sequence has gained since its last delta left."""
+
+    __slots__ = ("texts", "tokens")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.tokens: list[int] = []
+
+
 class Outbox:
     """Any thread may send; of one sequence, deltas leave before the answer that follows them."""
 
@@ -22,7 +32,7 @@ class Outbox:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._lock = threading.Lock()
-        self._deltas: dict[int, Delta] = {}
+        self._deltas: dict[int, _Gain] = {}
         self._frames: list[bytes] = []
         self._heartbeat = b""
         self._torn = b""
@@ -59,10 +69,11 @@ class Outbox:
             )
 
     def _merge(self, delta: Delta) -> None:
-        waiting = self._deltas.get(delta.id)
-        if waiting is not None:
-            delta = Delta(delta.id, waiting.text + delta.text, waiting.tokens + delta.tokens)
-        self._deltas[delta.id] = delta
+        gain = self._deltas.get(delta.id)
+        if gain is None:
+            gain = self._deltas[delta.id] = _Gain()
+        gain.texts.append(delta.text)
+        gain.tokens += delta.tokens
 
     def _pump(self) -> None:
         """Write what the pipe takes; `_full` says afterwards whether something is left."""
@@ -92,7 +103,8 @@ class Outbox:
     def _encode(self) -> bytes:
         lines = self._frames
         if self._deltas:
-            lines = [encode_notification(STEP, Step(deltas=list(self._deltas.values()))), *lines]
+            deltas = [Delta(id, "".join(gain.texts), gain.tokens) for id, gain in self._deltas.items()]
+            lines = [encode_notification(STEP, Step(deltas=deltas)), *lines]
             self._deltas.clear()
         if self._heartbeat:
             lines.append(self._heartbeat)

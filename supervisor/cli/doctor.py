@@ -28,6 +28,7 @@ from mlxsup.supervisor.pool.process import spawn_process
 from mlxsup.supervisor.pool.worker import WorkerGoneError
 
 _PACKAGES = ("mlx", "mlx-lm", "mlx-vlm", "outlines", "msgspec", "trio")
+_LINUX_BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
 _OPTIONAL = {"mlx-vlm": "pip install 'mlxsup[vision]'"}
 # With less than this free, the default model and its worker do not fit.
 _FREE_BYTES_MIN = 1_500_000_000
@@ -68,6 +69,7 @@ def _examine(loaded: Loaded) -> Iterator[Finding]:
     yield Finding(what="platform", found=f"{platform.platform()}, Python {platform.python_version()}")
     for name in _PACKAGES:
         yield _package(name)
+    yield from _backends()
     yield from _worker(loaded)
     for part in native.parts():
         yield Finding(
@@ -89,6 +91,26 @@ def _package(name: str) -> Finding:
         return Finding(
             what=name, found="missing", advice="install mlxsup again: pip install --force-reinstall mlxsup"
         )
+
+
+def _backends() -> Iterator[Finding]:
+    """MLX's backends for Linux are packages with the same files: the one that was installed last is in use."""
+    found = [name for name in _LINUX_BACKENDS if _is_installed(name)]
+    if len(found) > 1:
+        wanted = found[-1]
+        yield Finding(
+            what="mlx backends",
+            found=f"{' and '.join(found)} overwrite each other's files",
+            advice=f"pip uninstall -y {' '.join(found)} && pip install {wanted}=={version(wanted)}",
+        )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _worker(loaded: Loaded) -> Iterator[Finding]:

@@ -9,8 +9,9 @@ from mlxsup.protocol.client.exchange import ConnectionLostError
 from mlxsup.protocol.errors import RpcError
 from mlxsup.supervisor.cli.chat import chat
 from mlxsup.supervisor.cli.config import config
+from mlxsup.supervisor.cli.deaths import deaths
 from mlxsup.supervisor.cli.doctor import doctor
-from mlxsup.supervisor.cli.models import list_models, load, pull_model, unload
+from mlxsup.supervisor.cli.models import breaker, list_models, load, pull_model, recycle, unload
 from mlxsup.supervisor.cli.serve import start, stdio
 from mlxsup.supervisor.cli.setting import NOT_CONFIGURED, SettingError
 from mlxsup.supervisor.cli.status import status, stop
@@ -26,7 +27,22 @@ def commands() -> None:
     """
 
 
-for command in (start, stdio, status, list_models, pull_model, load, unload, chat, stop, config, doctor):
+for command in (
+    start,
+    stdio,
+    status,
+    list_models,
+    pull_model,
+    load,
+    unload,
+    recycle,
+    breaker,
+    deaths,
+    chat,
+    stop,
+    config,
+    doctor,
+):
     commands.add_command(command)
 
 

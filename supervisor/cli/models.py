@@ -38,6 +38,7 @@ def model_table(models: list[ModelEntry]) -> str:
 def _row(model: ModelEntry) -> tuple[str, ...]:
     notes = [] if model.pulled else ["not pulled"]
     notes += ["pinned"] if model.pinned else []
+    notes += [f"breaker {model.breaker}"] if model.breaker != "closed" else []
     notes += [model.reason] if model.reason else []
     pid = str(model.pid or "-")
     return (model.name, model.state, pid, size(model.memory_bytes), str(model.generation), "; ".join(notes))
@@ -102,3 +103,25 @@ def unload(model: str, config_file: Path | None, socket_path: Path | None, force
     """End MODEL's worker, after its requests."""
     with Client.connect(read_setting(config_file).socket(socket_path)) as client:
         client.call("model/unload", {"model": model, "force": force})
+
+
+@click.command()
+@click.argument("model")
+@config_option
+@socket_option
+def recycle(model: str, config_file: Path | None, socket_path: Path | None) -> None:
+    """Replace MODEL's worker by a new one; running answers lose nothing."""
+    with Client.connect(read_setting(config_file).socket(socket_path)) as client:
+        client.call("model/recycle", {"model": model})
+
+
+@click.command()
+@click.argument("model")
+@click.argument("action", type=click.Choice(["reset", "force-open", "disable"]))
+@config_option
+@socket_option
+def breaker(model: str, action: str, config_file: Path | None, socket_path: Path | None) -> None:
+    """Set MODEL's circuit breaker by hand."""
+    with Client.connect(read_setting(config_file).socket(socket_path)) as client:
+        entry = client.call("model/breaker", {"model": model, "action": action.replace("-", "_")})
+    click.echo(model_table([entry]))

@@ -52,9 +52,12 @@ class ClientOutbox:
         delta.utf8 += piece
         self.bytes_held += len(piece)
 
-    def put_response(self, id: Id, frame: bytes) -> None:
-        """The last frame of request `id`: nothing is merged across it."""
+    def end(self, id: Id) -> None:
+        """Request `id` is answered: a delta under this id belongs to another one, and joins nothing that waits."""
         self._mergeable.pop(id, None)
+
+    def put_response(self, id: Id, frame: bytes) -> None:
+        self.end(id)
         self.put(frame)
 
     def take(self, bytes_max: int) -> list[bytes]:

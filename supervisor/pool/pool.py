@@ -23,7 +23,7 @@ from mlxsup.supervisor.pool.life import WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.process import ChildProcess, available_bytes, observe_process, spawn_process
 from mlxsup.supervisor.pool.runner import ModelRunner, Witness, breaker_limits
-from mlxsup.supervisor.recovery.breaker import CircuitBreaker
+from mlxsup.supervisor.recovery.breaker import BreakerState, CircuitBreaker
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
 
 
@@ -107,6 +107,7 @@ class Pool:
             generation=snapshot.generation,
             memory_bytes=_resident_bytes(snapshot.pid),
             pinned=snapshot.pinned,
+            breaker=snapshot.breaker.value,
             pulled=here or (pulled is not None and not isinstance(source, Folder) and source.name in pulled),
         )
 
@@ -169,6 +170,7 @@ def _untouched(name: str, pulled: set[str]) -> ModelEntry:
         generation=0,
         memory_bytes=None,
         pinned=False,
+        breaker=BreakerState.CLOSED.value,
         pulled=name in pulled,
     )
 

@@ -45,9 +45,13 @@ def decide_aftermath(
     *,
     poison: PoisonWatch,
     policy: RestartPolicy,
+    another: bool,
     now_s: float,
 ) -> Aftermath:
-    """`lost` are the requests that the worker had; `why` is what the supervisor itself saw."""
+    """`lost` are the requests that the worker had; `why` is what the supervisor itself saw.
+
+    `another`: there is another worker of the model, or one is on its way, whatever this death means.
+    """
     verdict = classify(evidence)
     name = signal_name(evidence.returncode)
     death = Death(
@@ -59,9 +63,11 @@ def decide_aftermath(
     wait_s = policy.note_death(verdict.weight, now_s)
     if verdict.restart is Restart.NEVER:
         wait_s = None
+    elif verdict.restart is Restart.AT_ONCE and verdict.weight and wait_s is not None:
+        wait_s = 0.0
     quarantined = poison.note_death(lost, verdict.name) if verdict.blames_request else []
     survivors = [request for request in lost if request not in quarantined]
-    resumable = verdict.resume and wait_s is not None
+    resumable = verdict.resume and (another or wait_s is not None)
     return Aftermath(
         verdict=verdict,
         death=death,

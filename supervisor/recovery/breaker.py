@@ -97,6 +97,11 @@ class CircuitBreaker:
     def disable(self) -> None:
         self._enter(BreakerState.DISABLED)
 
+    def forgive(self) -> None:
+        """What it has counted is void; what was set by hand stays."""
+        if self._state not in (BreakerState.FORCED_OPEN, BreakerState.DISABLED):
+            self.reset()
+
     def reset(self) -> None:
         """Closed, as new."""
         self._openings = 0

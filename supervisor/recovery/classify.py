@@ -44,13 +44,13 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """`returncode` is negative for a signal; `stalled` says that the watchdog ended it, `signalled_by_us` that we did."""
+    """`returncode` is negative for a signal. `stalled`: the watchdog ended it; `broke_protocol`: we did, for what it sent."""
 
     returncode: int
     stderr: tuple[str, ...]
     phase: str
     stalled: bool = False
-    signalled_by_us: bool = False
+    broke_protocol: bool = False
 
 
 def _verdict(
@@ -78,7 +78,14 @@ _SMALLER = "use a smaller model or quantisation, or lower context_tokens_max and
 _REPORT = "if it comes back, report it to MLX with the death report"
 
 HUNG = _verdict(
-    "hung", Restart.BACKOFF, 2, "the stack dump in the log shows where it hung", blames_request=True
+    "hung", Restart.BACKOFF, 2, "the stacks in the death report show where it hung", blames_request=True
+)
+BROKE_PROTOCOL = _verdict(
+    "protocol_broken",
+    Restart.BACKOFF,
+    1,
+    "something wrote into its protocol, or two versions of mlxsup are installed",
+    blames_request=True,
 )
 
 # What the worker wrote last. The driver's own name of the error stands in brackets at the end of its text.
@@ -121,14 +128,14 @@ _TEXTS: tuple[tuple[re.Pattern[str], Verdict], ...] = tuple(
         ),
         (
             r"\[metal::malloc\] Resource limit",
-            _verdict("buffer_count", Restart.AT_ONCE, 0, "lower recycle_after_requests: buffers leak slowly"),
+            _verdict("buffer_count", Restart.AT_ONCE, 0, "set recycle_requests: buffers leak slowly"),
         ),
         (
             r"Attempting to allocate \d+ bytes which is greater than",
             _verdict("allocation_too_big", Restart.BACKOFF, 1, _SMALLER, resume=False, blames_request=True),
         ),
         (
-            r"\[malloc(?:_or_wait)?\] Unable to allocate|std::bad_alloc|MemoryError",
+            r"\[malloc(?:_or_wait)?\] Unable to allocate|std::bad_alloc|^MemoryError\b",
             _verdict("allocation_failed", Restart.BACKOFF, 2, _SMALLER, resume=False),
         ),
         (
@@ -160,7 +167,7 @@ _TEXTS: tuple[tuple[re.Pattern[str], Verdict], ...] = tuple(
             _verdict("metal_assertion", Restart.BACKOFF, 1, _REPORT, blames_request=True),
         ),
         (
-            r"ModuleNotFoundError|ImportError",
+            r"^(?:ModuleNotFoundError|ImportError)\b",
             _verdict(
                 "import_error", Restart.NEVER, 1, "a package is missing or broken: `mlxsup doctor` looks"
             ),
@@ -224,7 +231,7 @@ _SIGNALS: dict[str, Verdict] = {
 
 _OTHER = _verdict("unknown", Restart.BACKOFF, 1, _REPORT)
 # Texts say something only about an end that the worker's own errors can have caused.
-_TEXT_STATUSES = frozenset({ExitCode.DEFECT, ExitCode.GPU_ERROR, ExitCode.BAD_CONFIGURATION, 1, 134})
+_TEXT_STATUSES = frozenset({ExitCode.DEFECT, ExitCode.GPU_ERROR, ExitCode.BAD_CONFIGURATION, 1})
 _TEXT_SIGNALS = frozenset({"SIGABRT", "SIGTRAP", "SIGSEGV", "SIGILL"})
 
 
@@ -232,14 +239,18 @@ def classify(evidence: Evidence) -> Verdict:
     """The class of a death."""
     if evidence.stalled:
         return HUNG
-    name = signal_name(evidence.returncode)
-    if name in _TEXT_SIGNALS or evidence.returncode in _TEXT_STATUSES:
+    if evidence.broke_protocol:
+        return BROKE_PROTOCOL
+    # A shell around the worker reports a signal as 128 and its number.
+    returncode = 128 - evidence.returncode if evidence.returncode > 128 else evidence.returncode
+    name = signal_name(returncode)
+    if name in _TEXT_SIGNALS or returncode in _TEXT_STATUSES:
         found = _by_text(evidence.stderr)
         if found is not None:
             return found
     if name is not None:
         return _SIGNALS.get(name, _OTHER)
-    return _STATUSES.get(evidence.returncode, _OTHER)
+    return _STATUSES.get(returncode, _OTHER)
 
 
 def signal_name(returncode: int) -> str | None:

@@ -10,9 +10,6 @@ from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.breaker import Admission, BreakerState, CircuitBreaker, Refusal
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 
-# Ends that say something of the worker; a client's own mistakes and a cancel do not.
-_WORKER_FAULTS = frozenset({ErrorKind.WORKER_DIED, ErrorKind.QUARANTINED})
-
 
 class Pass(msgspec.Struct, frozen=True):
     """Through both breakers."""
@@ -38,7 +35,9 @@ class Gate:
         self._shut_until_s = until_s
 
     def open(self) -> None:
+        """By hand: what was held against the model is forgiven."""
         self._shut = None
+        self.breaker.forgive()
 
     def why_shut(self, now_s: float) -> RpcError | None:
         if self._shut is not None and now_s >= self._shut_until_s:
@@ -76,14 +75,10 @@ class Gate:
         admitted = self._admissions.pop(request.id, None)
         if admitted is None:
             return
-        fault: bool | None = None
-        if error is None:
-            fault = None if request.cancel_asked else False
-        elif error.kind in _WORKER_FAULTS:
-            fault = True
+        # A death is counted once, by itself, however many requests end with it; other errors are the client's own.
+        fault = False if error is None and not request.cancel_asked else None
         self.breaker.settle(admitted.model, fault=fault, now_s=now_s)
-        # The machine is blamed for deaths that point beyond one worker only.
-        self._machine.settle(admitted.machine, fault=None if fault else fault, now_s=now_s)
+        self._machine.settle(admitted.machine, fault=fault, now_s=now_s)
 
     def worker_died(self, *, counts: bool, machine: bool, now_s: float) -> None:
         if counts:

@@ -2,7 +2,8 @@
 
 Rule 1: the first restart comes at once. Rule 2: the n-th after it waits a random time up to
 `backoff_base_s * 2**(n - 1)`, at most `backoff_max_s` (full jitter: Brooker 2015, "Exponential Backoff and Jitter").
-Rule 3: `healthy_s` of being ready makes the next restart the first one again. Rule 4: deaths that weigh more than
+Rule 3: `healthy_s` of being ready makes the next restart the first one again. Rule 4: a death that weighs nothing costs
+nothing, unless the worker had not even become ready. Rule 5: deaths that weigh more than
 `restarts_max` within `window_s` put the model into quarantine, until somebody loads it by hand.
 """
 
@@ -36,15 +37,15 @@ class RestartPolicy:
     def note_death(self, weight: int, now_s: float) -> float | None:
         """Seconds to wait before the next start; None when the budget is spent."""
         limits = self._limits
-        if self._ready_since_s is not None and now_s - self._ready_since_s >= limits.healthy_s:
+        ready_since_s, self._ready_since_s = self._ready_since_s, None
+        if ready_since_s is not None and now_s - ready_since_s >= limits.healthy_s:
             self._failures = 0
-        self._ready_since_s = None
         self._deaths.append((now_s, weight))
         while self._deaths and now_s - self._deaths[0][0] > limits.window_s:
             self._deaths.popleft()
         if sum(weight for _, weight in self._deaths) > limits.restarts_max:
             return None
-        if weight == 0:
+        if weight == 0 and ready_since_s is not None:
             return 0.0
         self._failures += 1
         return self.delay_s(self._failures)

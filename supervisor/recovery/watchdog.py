@@ -40,8 +40,12 @@ class Watchdog:
         self._limits = limits
         self._heard_s = now_s
         self._beat: Heartbeat | None = None
+        # When its MLX thread last finished something.
+        self._moved_s = now_s
         self._prefill_tokens_per_s: float | None = None
-        self._waiting_since_s: float | None = None
+        self._owed = 0
+        # Since when what it owes may wait to be taken up.
+        self._sent_s = now_s
 
     def note_heartbeat(self, beat: Heartbeat, now_s: float) -> None:
         if beat.prefill_tokens_per_s > 0:
@@ -50,16 +54,21 @@ class Watchdog:
             self._prefill_tokens_per_s = new if old is None else old + _RATE_WEIGHT * (new - old)
         self._beat = beat
         self._heard_s = now_s
+        self._moved_s = now_s - beat.still_s
 
     def note_frame(self, now_s: float) -> None:
-        """Anything else it said: it lives, and it works on what it was sent."""
-        self._heard_s = now_s
-        self._waiting_since_s = None
+        """Anything else it said: it lives, and works."""
+        self._heard_s = self._moved_s = self._sent_s = now_s
 
     def note_sent(self, now_s: float) -> None:
-        """It was given work."""
-        if self._waiting_since_s is None:
-            self._waiting_since_s = now_s
+        """It was given work, for which it owes an answer."""
+        if not self._owed:
+            self._sent_s = now_s
+        self._owed += 1
+
+    def note_answer(self, now_s: float) -> None:
+        self._owed -= 1
+        self.note_frame(now_s)
 
     def check(self, now_s: float, *, process_stopped: bool) -> Stall | None:
         """`process_stopped`: the kernel says that it is stopped by a signal."""
@@ -74,27 +83,23 @@ class Watchdog:
         beat = self._beat
         if beat is None:
             return None
-        # Of what the beat said, plus the time since: both are the worker's own standing still.
-        still_s = beat.still_s + silent_s
+        still_s = now_s - self._moved_s
         budget_s = self._budget_s(beat)
         if budget_s is not None and still_s >= budget_s:
             return Stall(beat.phase, budget_s, f"its MLX thread has finished nothing for {still_s:.1f} s")
-        if beat.phase == "idle" and self._waits_s(now_s) >= limits.pickup_s:
+        if beat.phase == "idle" and self._owed and now_s - self._sent_s >= limits.pickup_s:
             return Stall(beat.phase, limits.pickup_s, "it does not take up what it was sent")
         return None
 
     def _budget_s(self, beat: Heartbeat) -> float | None:
         limits = self._limits
-        if beat.phase.startswith("load"):
-            return limits.load_stall_s
-        if beat.phase != "batch":
+        if beat.phase == "idle":
             return None
+        if beat.phase != "batch":
+            return limits.load_stall_s
         measured = self._prefill_tokens_per_s or 0.0
         rate = max(limits.prefill_tokens_per_s_min, measured * _RATE_SHARE)
         return limits.step_s + beat.prefill_tokens / rate
-
-    def _waits_s(self, now_s: float) -> float:
-        return 0.0 if self._waiting_since_s is None else now_s - self._waiting_since_s
 
     def _phase(self) -> str:
         return self._beat.phase if self._beat is not None else "loading"

@@ -56,7 +56,7 @@ def test_everything_that_is_wrong_is_told_at_once_each_by_its_path() -> None:
         "worker.command": "Expected `str`, got `int` - at `$[1]`",
         "worker.zzz": found["worker.zzz"],
         "models.flat": "is a table: write [models.flat]",
-        'models."no good"': "a model's name is letters, digits and . _ - (and one /)",
+        'models."no good"': "a model's name is letters, digits and . _ - (and one /), without .. or --",
         "models.m.batch_sequences_max": "Expected `int` >= 1, got 0",
         "models.m.preloaded": "is not a known key; did you mean `preload`?",
     }
@@ -105,7 +105,26 @@ def test_a_models_name_may_be_like_a_hub_id(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "/etc", "../x", "a/b/c", "-a", "a b", "a\\n", "é", "²", "a" * 97, "a/", "/a", "~"],
+    [
+        "",
+        ".",
+        "..",
+        "/etc",
+        "../x",
+        "a/b/c",
+        "-a",
+        "a b",
+        "a\\n",
+        "é",
+        "aé",
+        "a²",
+        "a" * 97,
+        "a/",
+        "/a",
+        "~",
+        "a--b",
+        "a/b..c",
+    ],
     ids=ascii,
 )
 def test_a_models_name_is_never_like_a_path_nor_of_other_letters(name: str) -> None:

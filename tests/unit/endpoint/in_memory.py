@@ -62,25 +62,30 @@ class MemorySupervisor:
         return client
 
     async def _serve(self, stream: "_ServerSide", client: "MemoryClient") -> None:
-        async with stream.stream:
-            try:
-                await Connection(stream, self.service, "client").run()
-            finally:
-                client.served.set()
+        try:
+            await Connection(stream, self.service, "client").run()
+        finally:
+            # Without a checkpoint, in which a cancellation could take the place of a connection's own exception.
+            stream.close()
+            client.served.set()
 
 
 class _ServerSide:
     """What a `Connection` reads and writes."""
 
-    def __init__(self, stream: trio.abc.Stream, gone: trio.Event) -> None:
-        self.stream = stream
+    def __init__(self, stream: trio.StapledStream[Any, Any], gone: trio.Event) -> None:
+        self._stream = stream
         self._gone = gone
 
+    def close(self) -> None:
+        self._stream.send_stream.close()
+        self._stream.receive_stream.close()
+
     async def receive_some(self, max_bytes: int) -> bytes:
-        return bytes(await self.stream.receive_some(max_bytes))
+        return bytes(await self._stream.receive_some(max_bytes))
 
     async def send_all(self, data: bytes) -> None:
-        await self.stream.send_all(data)
+        await self._stream.send_all(data)
 
     async def wait_gone(self) -> None:
         await self._gone.wait()
@@ -138,6 +143,10 @@ class MemoryClient:
         with trio.fail_after(WAIT_S):
             while await self._receive_chunk():
                 pass
+        return self.received()
+
+    def received(self) -> list[Any]:
+        """What has come and was not returned yet."""
         frames, self._frames = self._frames, []
         return [msgspec.json.decode(frame) for frame in frames]
 

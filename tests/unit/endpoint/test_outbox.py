@@ -142,6 +142,17 @@ def test_a_delta_of_a_new_request_with_the_id_of_an_answered_one_does_not_join_t
     ]
 
 
+def test_an_id_may_be_used_again_before_the_answer_of_the_old_one_is_put() -> None:
+    outbox = ClientOutbox()
+    outbox.put_delta(1, "old")
+    outbox.end(1)
+    outbox.end(2)
+    outbox.put_delta(1, "new")
+    outbox.put_delta(1, "er")
+    assert [read(frame) for frame in outbox.take(1 << 30)] == [Delta(1, "old"), Delta(1, "newer")]
+    assert outbox.bytes_held == 0
+
+
 def test_an_empty_outbox_gives_nothing() -> None:
     outbox = ClientOutbox()
     assert not outbox

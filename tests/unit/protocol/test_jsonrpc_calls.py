@@ -72,6 +72,11 @@ def test_an_integer_id_beyond_what_a_javascript_client_can_tell_apart_is_refused
         assert "$.id" in words
 
 
+@pytest.mark.parametrize("id", [2**53, "x" * 129, 1.5, [1]], ids=lambda id: str(id)[:20])
+def test_an_invalid_request_is_not_answered_under_an_id_that_is_none(id: Any) -> None:
+    assert refusal(call_with(jsonrpc="1.0", id=id))[:2] == (None, ErrorKind.INVALID_REQUEST)
+
+
 def test_a_string_id_is_bounded_in_bytes_not_in_characters() -> None:
     longest = "é" * (ID_STRING_BYTES_MAX // 2)
     assert isinstance(parse(call_with(id=longest)), Call)

@@ -93,6 +93,10 @@ def test_text_behind_a_wrong_type_must_still_be_json() -> None:
     )
 
 
+def test_text_behind_two_wrong_types_must_still_be_json() -> None:
+    assert refused(b'{"jsonrpc": 2, "id": [], "params": [1').error.kind is ErrorKind.PARSE_ERROR
+
+
 def nested(depth: int) -> bytes:
     """`depth` levels in all, the request's own included."""
     inside = depth - 1

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mlxsup.protocol.errors import ERROR_CODES
+from mlxsup.protocol.errors import ERROR_CODES, Death, ErrorKind, RpcError
 from mlxsup.protocol.methods import METHODS, NOTIFICATIONS_FROM_CLIENT, NOTIFICATIONS_FROM_SERVER
 from mlxsup.protocol.openrpc import document
 from mlxsup.protocol.params import decode_params
@@ -177,6 +177,16 @@ def test_the_errors_of_a_method_are_components_with_the_codes_of_the_contract() 
     }
     for name in METHODS:
         assert {"$ref": "#/components/errors/invalid_params"} in BY_NAME[name]["errors"]
+
+
+def test_the_data_of_an_error_is_described_and_a_sample_of_it_validates() -> None:
+    death = Death(death_class="killed", phase="ready", signal="SIGKILL")
+    error = RpcError(
+        ErrorKind.WORKER_DIED, "x", retry_after_ms=1, path="$.a", tokens_delivered=2, death=death
+    )
+    data = msgspec.json.decode(msgspec.json.encode(error.data))
+    assert problems({"$ref": "#/components/schemas/ErrorData"}, data) == []
+    assert problems({"$ref": "#/components/schemas/ErrorData"}, data | {"kind": "unheard_of"})
 
 
 def test_the_document_says_who_and_which_version_speaks() -> None:

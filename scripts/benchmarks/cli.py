@@ -1,0 +1,119 @@
+"""The command line of the benchmarks: what to measure, how much of it, and what to do with the figures."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+FOLDER = Path(__file__).resolve().parent
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def child_command(name: str) -> list[str]:
+    """Runs one of the hidden commands below in a process of its own."""
+    return [sys.executable, "-P", str(FOLDER), name]
+
+
+def _common(function: FunctionT) -> FunctionT:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON text instead of tables."),
+        click.option("--check", is_flag=True, help="Exit with status 1 when a goal is missed."),
+        click.option("--seed", default=1, show_default=True, help="Of what is drawn at random."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group()
+def main() -> None:
+    """Measures mlxsup on this machine. Progress goes to stderr, the figures to stdout."""
+
+
+@main.command()
+@_common
+@click.option("--rounds", default=5, show_default=True, help="Pairs of runs for each number of streams.")
+@click.option("--streams", default=(1, 8, 16), show_default=True, multiple=True, type=click.IntRange(1))
+@click.option("--max-tokens", default=64, show_default=True, help="Of each stream's answer.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Of BLAS, on both sides. Default: the supervisor's choice."
+)
+@click.option("--null-streams", default=32, show_default=True, help="Streams of the engine without a model.")
+@click.option("--null-tokens", default=32768, show_default=True, help="Of each of them.")
+@click.option("--paced-tokens", default=400, show_default=True, help="Lone tokens a round, for the latency.")
+@click.option(
+    "--part",
+    default="both",
+    show_default=True,
+    type=click.Choice(["both", "model", "null"]),
+    help="Against mlx-lm with a real model, or with an engine that computes nothing.",
+)
+def overhead(as_json: bool, check: bool, seed: int, part: str, **sizes: Any) -> None:
+    """What the whole stack costs: against mlx-lm in one process, and around an engine that computes nothing."""
+    from scripts.benchmarks.null_stack import NullSizes, measure_null
+    from scripts.benchmarks.report import Report
+    from scripts.benchmarks.stack_against_mlx_lm import ModelSizes, measure_model
+
+    report = Report("overhead", seed)
+    rounds = sizes["rounds"]
+    if part in ("both", "model"):
+        report.add(
+            measure_model(
+                ModelSizes(rounds, tuple(sizes["streams"]), sizes["max_tokens"], sizes["threads"]), report.say
+            )
+        )
+    if part in ("both", "null"):
+        null = NullSizes(rounds, sizes["null_streams"], sizes["null_tokens"], sizes["paced_tokens"])
+        report.add(measure_null(null, seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
+@main.command()
+@_common
+@click.option("--rounds", default=3, show_default=True, help="Pairs of processes.")
+@click.option("--threads", default=os.cpu_count() or 1, show_default=True, help="Of BLAS: all cores.")
+@click.option("--prompt-tokens", default=256, show_default=True, help="Prefilled with the bridge.")
+@click.option("--steps", default=32, show_default=True, help="Of decoding, with the bridge.")
+@click.option("--streams", default=16, show_default=True, help="Decoded together.")
+@click.option("--prompt-tokens-without", default=32, show_default=True, help="Prefilled without the bridge.")
+@click.option("--steps-without", default=2, show_default=True, help="Of decoding, without the bridge.")
+def native(as_json: bool, check: bool, seed: int, **sizes: int) -> None:
+    """MLX's CPU backend with and without the BLAS bridge."""
+    from scripts.benchmarks.blas_bridge import BridgeSizes, measure_bridge
+    from scripts.benchmarks.report import Report
+
+    report = Report("native", seed)
+    report.add(measure_bridge(BridgeSizes(**sizes), report.say))
+    report.close(as_json=as_json, check=check)
+
+
+@main.command()
+@_common
+@click.option("--seconds", default=30.0, show_default=True, help="How long each state is watched.")
+def idle(as_json: bool, check: bool, seed: int, seconds: float) -> None:
+    """What a supervisor costs that has nothing to do: memory and processor time."""
+    from scripts.benchmarks.idle_cost import measure_idle
+    from scripts.benchmarks.report import Report
+
+    report = Report("idle", seed)
+    report.add(measure_idle(seconds, report.say))
+    report.close(as_json=as_json, check=check)
+
+
+@main.command(hidden=True)
+def null_worker() -> None:
+    """A worker of the supervisor whose engine computes nothing."""
+    from scripts.benchmarks.null_worker import run
+
+    run()
+
+
+@main.command(hidden=True)
+def mlx_lm_child() -> None:
+    """mlx-lm by itself, told what to do on stdin."""
+    from scripts.benchmarks.mlx_lm_child import run
+
+    run()

@@ -1,0 +1,137 @@
+"""An engine that computes nothing, for measuring everything around an engine.
+
+A request's prompt is JSON that says what it gives: a text that only depends on its seed, at once, so that whoever
+reads it can tell whether it is all there; or the moment at which each token was made, at random intervals.
+"""
+
+import random
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.worker_link import Generate, Load, Loaded
+from mlxsup.worker.engine.interface import Emission, Prepared, ReportLoad
+
+_CONTEXT_TOKENS = 1 << 24
+_VOCABULARY_TOKENS = 49152
+# Text of about the length that a token of English has, with what JSON must escape and what is not ASCII.
+_PIECES = (
+    " the",
+    " of",
+    "ing",
+    ",",
+    " and",
+    " model",
+    "\n",
+    ' "',
+    "é",
+    " supervis",
+    "ed",
+    ".",
+    " in",
+    "s",
+    " 東",
+    "\t",
+)
+_STRIDE = 7
+
+
+class Flood(msgspec.Struct, frozen=True, tag=True):
+    """Tokens as fast as they are taken."""
+
+    seed: int
+
+
+class Paced(msgspec.Struct, frozen=True, tag=True):
+    """One token after a time between `least_ms` and `most_ms`, with the monotonic clock's nanoseconds as text."""
+
+    seed: int
+    least_ms: float
+    most_ms: float
+
+
+def flood_text(seed: int, tokens: int) -> str:
+    """What a `Flood` gives."""
+    return "".join(_piece(seed, number) for number in range(tokens))
+
+
+def _piece(seed: int, number: int) -> str:
+    return _PIECES[(seed + number * _STRIDE) % len(_PIECES)]
+
+
+class _Sequence(msgspec.Struct):
+    make_text: Callable[[int], str]
+    max_tokens: int
+    tokens: int = 0
+
+
+class NullEngine:
+    def __init__(self) -> None:
+        self.loaded = Loaded(
+            model_type="null",
+            context_tokens=_CONTEXT_TOKENS,
+            weights_bytes=0,
+            vocabulary_tokens=_VOCABULARY_TOKENS,
+            load_s=0.0,
+        )
+        self._running: dict[int, _Sequence] = {}
+
+    @property
+    def sequences(self) -> int:
+        return len(self._running)
+
+    def prepare(self, request: Generate) -> Prepared:
+        return Prepared([0], request)
+
+    def submit(self, id: int, prepared: Prepared) -> None:
+        order = msgspec.json.decode(prepared.request.prompt or "", type=Flood | Paced)
+        make_text = _paced(order) if isinstance(order, Paced) else _flood(order.seed)
+        self._running[id] = _Sequence(make_text, prepared.request.max_tokens)
+
+    def cancel(self, id: int) -> Emission:
+        del self._running[id]
+        return Emission(id, "", [], FinishReason.CANCELLED)
+
+    def step(self) -> list[Emission]:
+        emissions = []
+        ended = []
+        for id, sequence in self._running.items():
+            number = sequence.tokens
+            sequence.tokens = number + 1
+            finish = None
+            if sequence.tokens == sequence.max_tokens:
+                finish = FinishReason.LENGTH
+                ended.append(id)
+            token = number % _VOCABULARY_TOKENS
+            emissions.append(Emission(id, sequence.make_text(number), [token], finish))
+        for id in ended:
+            del self._running[id]
+        return emissions
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def detokenize(self, tokens: list[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+
+def _flood(seed: int) -> Callable[[int], str]:
+    return lambda number: _piece(seed, number)
+
+
+def _paced(order: Paced) -> Callable[[int], str]:
+    chance = random.Random(order.seed)
+
+    def make_text(_: int) -> str:
+        time.sleep(chance.uniform(order.least_ms, order.most_ms) / 1000)
+        # The last thing before the step returns, where the sequence is alone.
+        return f"{time.monotonic_ns()} "
+
+    return make_text
+
+
+def load_null_engine(_: Load, report: ReportLoad) -> NullEngine:
+    report("weights", 1, 1)
+    return NullEngine()

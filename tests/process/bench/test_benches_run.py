@@ -1,0 +1,116 @@
+"""Each benchmark runs from end to end with tiny sizes, and says what it should in the shape that it should."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mlxsup import native
+
+_BENCHMARKS = Path(__file__).resolve().parents[3] / "scripts" / "benchmarks"
+_RUN_S = 300.0
+
+pytestmark = pytest.mark.slow
+
+
+def _bench(*arguments: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-P", str(_BENCHMARKS), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=_RUN_S,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def _bench_json(*arguments: str) -> dict[str, Any]:
+    report = msgspec.json.decode(_bench(*arguments, "--json"), type=dict[str, Any])
+    assert report["bench"] == arguments[0]
+    assert report["machine"]["mlx"]
+    sections: dict[str, Any] = report["sections"]
+    return sections
+
+
+def test_overhead_against_mlx_lm_gives_equal_texts_on_both_sides() -> None:
+    sections = _bench_json(
+        "overhead",
+        "--part",
+        "model",
+        "--rounds",
+        "1",
+        "--streams",
+        "1",
+        "--streams",
+        "3",
+        "--max-tokens",
+        "4",
+    )
+
+    comparisons = sections["against_mlx_lm"]["figures"]["comparisons"]
+    assert [(found["streams"], found["pairs"][0]["tokens"]) for found in comparisons] == [(1, 4), (3, 12)]
+    assert all(found["pairs"][0]["texts_differ"] == 0 for found in comparisons)
+    for found in comparisons:
+        (pair,) = found["pairs"]
+        assert found["ratio"]["median"] == pytest.approx(pair["mlx_lm_s"] / pair["stack_s"])
+
+
+def test_overhead_of_nothing_counts_every_token_and_times_lone_ones() -> None:
+    sections = _bench_json(
+        *("overhead", "--part", "null", "--rounds", "1"),
+        *("--null-streams", "3", "--null-tokens", "500", "--paced-tokens", "5"),
+    )
+
+    figures = sections["null_engine"]["figures"]
+    (flood,) = figures["rounds"]
+    assert flood["tokens"] == 1500
+    assert flood["tokens_per_s"] == pytest.approx(1500 / flood["seconds"])
+    assert 3 <= flood["deltas"] <= 1500
+    assert [found["tokens"] for found in figures["latencies"]] == [5, 5]
+    assert all(0 < found["median_ms"] <= found["p99_ms"] for found in figures["latencies"])
+
+
+def test_a_missed_goal_is_a_failure_only_with_check() -> None:
+    sizes = ("overhead", "--part", "null", "--rounds", "1", "--null-streams", "1", "--null-tokens", "1")
+
+    assert "MISSED tokens/s without computing" in _bench(*sizes, "--paced-tokens", "1")
+    _bench(*sizes, "--paced-tokens", "1", "--check", status=1)
+
+
+@pytest.mark.skipif(
+    native.blas_bridge_path() is None, reason="the BLAS bridge was not built on this platform"
+)
+def test_native_compares_both_sides_of_the_bridge() -> None:
+    sections = _bench_json(
+        *(
+            "native",
+            "--rounds",
+            "1",
+            "--threads",
+            "1",
+            "--streams",
+            "2",
+            "--prompt-tokens",
+            "8",
+            "--steps",
+            "2",
+        ),
+        *("--prompt-tokens-without", "2", "--steps-without", "1"),
+    )
+
+    gains = sections["blas_bridge"]["figures"]["gains"]
+    assert [gain["what"] for gain in gains] == ["prefill", "decode"]
+    for gain in gains:
+        assert gain["ratio"]["median"] == pytest.approx(gain["bridged"]["median"] / gain["without"]["median"])
+
+
+def test_idle_looks_at_a_supervisor_with_and_without_a_model() -> None:
+    sections = _bench_json("idle", "--seconds", "0.5")
+
+    before, loaded = sections["idle"]["figures"]
+    assert before["worker_resident_mb"] is None
+    assert loaded["worker_resident_mb"] > before["resident_mb"] > 1
