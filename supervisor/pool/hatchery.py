@@ -39,8 +39,8 @@ class Hatchery:
         """
         while self._spares:
             spare = self._spares.pop(0)
-            self._taken.set()
-            if not spare.gone.is_set():
+            if spare.returncode is None:
+                self._taken.set()
                 return spare
         return await self._new()
 
@@ -53,14 +53,13 @@ class Hatchery:
         patience_s = _PATIENCE_S
         try:
             while True:
-                self._taken = trio.Event()
-                self._spares = [spare for spare in self._spares if not spare.gone.is_set()]
-                if len(self._spares) >= self._config.spares:
+                if self._taken.is_set():
+                    self._taken, patience_s = trio.Event(), _PATIENCE_S
+                living = [spare for spare in self._spares if not spare.gone.is_set()]
+                lost, self._spares = len(self._spares) - len(living), living
+                if not lost and len(living) >= self._config.spares:
                     await self._wait_loss()
-                    continue
-                if await self._add_spare():
-                    patience_s = _PATIENCE_S
-                else:
+                elif lost or not await self._add_spare():
                     await trio.sleep(patience_s)
                     patience_s = min(_PATIENCE_MAX_S, 2 * patience_s)
         finally:

@@ -1,6 +1,7 @@
 """One worker's life: hatched, loaded, served, watched, drained, stopped; and what is known at its end."""
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ from mlxsup.supervisor.recovery.watchdog import Stall, Watchdog, WatchdogLimits
 
 _log = logging.getLogger(__name__)
 
+_SERVING = frozenset({WorkerState.READY, WorkerState.DRAINING})
 # Of the memory curve; at one a heartbeat, the last minutes.
 _SAMPLES_MAX = 300
 
@@ -92,8 +94,9 @@ class Life:
         self.worker: Worker | None = None
         self.samples: list[MemorySample] = []
         self.began_s = trio.current_time()
+        self._ready_s = math.inf
         self.generation = 0
-        self.refusal: RpcError | None = None
+        self.error: RpcError | None = None
         self.ready_or_over = trio.Event()
         self.over = trio.Event()
 
@@ -122,6 +125,11 @@ class Life:
             self._now.set()
 
     @property
+    def serving_samples(self) -> list[MemorySample]:
+        """Since it is ready: what a load takes is no leak."""
+        return [sample for sample in self.samples if sample.at_s > self._ready_s]
+
+    @property
     def stopping(self) -> bool:
         return self._stop_asked.is_set()
 
@@ -140,11 +148,13 @@ class Life:
             await self._serve(worker, folder)
         finally:
             phase, self.state = self.state, WorkerState.STOPPING
+            ended_by_itself = worker.returncode is not None
             self._owner.enter(self, WorkerState.STOPPING)
             await worker.stop()
         if self._refused is not None:
             return Ending(refusal=self._refused)
-        if self._stop_asked.is_set() and self._stall is None:
+        # While it drains it may have requests, and a death takes them away as any other does.
+        if self._stop_asked.is_set() and not (phase in _SERVING and ended_by_itself):
             return Ending()
         return Ending(death=self._evidence(worker, phase), why=self._why(worker))
 
@@ -170,8 +180,10 @@ class Life:
                 # The watch of its death sees it too, and ends this.
                 await trio.sleep_forever()
             else:
-                self._enter(WorkerState.READY)
-                self._owner.ready(self, loaded)
+                if not self._stop_asked.is_set():
+                    self._ready_s = trio.current_time()
+                    self._enter(WorkerState.READY)
+                    self._owner.ready(self, loaded)
                 await trio.sleep_forever()
 
     async def _load(self, worker: Worker, folder: Path, nursery: trio.Nursery) -> link.Loaded:
@@ -185,7 +197,7 @@ class Life:
                 return await worker.call(link.LOAD, self._order(folder), link.Loaded)
         except trio.TooSlowError:
             key = "hello_timeout_s" if self.state is WorkerState.SPAWNING else "load_timeout_s"
-            await worker.kill()
+            await worker.end_stalled()
             raise RpcError(
                 ErrorKind.MODEL_LOAD_FAILED,
                 f"the worker was not ready in time and was ended; raise `worker.{key}` if it was only slow",
@@ -221,9 +233,11 @@ class Life:
             await trio.sleep(self._config.heartbeat_interval_s)
             now_s = trio.current_time()
             seen = self._source.observe(worker.pid)
-            self.samples.append(MemorySample(now_s, seen.resident_bytes, seen.available_bytes))
-            del self.samples[:-_SAMPLES_MAX]
-            self._owner.sampled(self)
+            if seen.resident_bytes:
+                # Else it has just ended, and this would say that it held nothing.
+                self.samples.append(MemorySample(now_s, seen.resident_bytes, seen.available_bytes))
+                del self.samples[:-_SAMPLES_MAX]
+                self._owner.sampled(self)
             self._stall = watchdog.check(now_s, process_stopped=seen.stopped)
             if self._stall is not None:
                 _log.error("worker %d is stuck in %s: %s", worker.pid, self._stall.phase, self._stall.reason)
@@ -235,7 +249,8 @@ class Life:
         self._owner.take_step(self, step)
 
     def _take_answer(self, id: int, answer: link.Generated | RpcError) -> None:
-        self._note_frame()
+        if self._watchdog is not None:
+            self._watchdog.note_answer(trio.current_time())
         self._owner.take_answer(self, id, answer)
 
     def _take_progress(self, progress: link.LoadProgress) -> None:
@@ -263,7 +278,7 @@ class Life:
             stderr=worker.stderr.lines,
             phase=phase.value,
             stalled=self._stall is not None,
-            signalled_by_us=worker.killed_by_us,
+            broke_protocol=worker.fault is not None,
         )
 
     def _why(self, worker: Worker) -> str | None:

@@ -28,14 +28,16 @@ class WorkerState(StrEnum):
 _DOWN = frozenset({WorkerState.STOPPED, WorkerState.BACKOFF, WorkerState.QUARANTINED, WorkerState.FAILED})
 
 FOLLOWS: dict[WorkerState, frozenset[WorkerState]] = {
-    WorkerState.STOPPED: frozenset({WorkerState.SPAWNING, WorkerState.QUARANTINED, WorkerState.FAILED}),
-    WorkerState.SPAWNING: frozenset({WorkerState.LOADING, WorkerState.STOPPING}) | _DOWN,
+    WorkerState.STOPPED: frozenset({WorkerState.SPAWNING, WorkerState.FAILED}),
+    WorkerState.SPAWNING: frozenset(
+        {WorkerState.LOADING, WorkerState.STOPPING, WorkerState.STOPPED, WorkerState.FAILED}
+    ),
     WorkerState.LOADING: frozenset({WorkerState.WARMING, WorkerState.READY, WorkerState.STOPPING}),
     WorkerState.WARMING: frozenset({WorkerState.READY, WorkerState.STOPPING}),
     WorkerState.READY: frozenset({WorkerState.DRAINING, WorkerState.STOPPING}),
     WorkerState.DRAINING: frozenset({WorkerState.STOPPING}),
     WorkerState.STOPPING: _DOWN,
     WorkerState.BACKOFF: frozenset({WorkerState.SPAWNING, WorkerState.STOPPED, WorkerState.FAILED}),
-    WorkerState.QUARANTINED: frozenset({WorkerState.SPAWNING, WorkerState.STOPPED}),
-    WorkerState.FAILED: frozenset({WorkerState.SPAWNING, WorkerState.STOPPED}),
+    WorkerState.QUARANTINED: frozenset({WorkerState.SPAWNING, WorkerState.FAILED}),
+    WorkerState.FAILED: frozenset({WorkerState.SPAWNING}),
 }

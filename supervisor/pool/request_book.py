@@ -97,18 +97,21 @@ class RequestBook:
         self.fail(request, error)
         self._fill(now_s)
 
-    def take_step(self, step: Step, now_s: float) -> None:
+    def take_step(self, port: Port, step: Step, now_s: float) -> None:
         for delta in step.deltas:
             flight = self._flights.get(delta.id)
-            if flight is not None:
+            if flight is not None and flight.port is port:
                 flight.request.deliver(delta.text, delta.tokens, now_s)
         if self._poison.has_suspects:
             self._fill(now_s)
 
-    def take_answer(self, id: int, answer: Generated | RpcError, now_s: float) -> None:
-        flight = self._flights.pop(id, None)
-        if flight is not None and not flight.request.ended:
-            request = flight.request
+    def take_answer(self, port: Port, id: int, answer: Generated | RpcError, now_s: float) -> None:
+        flight = self._flights.get(id)
+        if flight is None or flight.port is not port:
+            return
+        del self._flights[id]
+        request = flight.request
+        if not request.ended:
             if isinstance(answer, RpcError):
                 self.fail(request, answer)
             else:

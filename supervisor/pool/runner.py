@@ -12,7 +12,6 @@ ready; then the old one drains.
 import logging
 import math
 import random
-from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -26,6 +25,7 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.service import LoadOptions
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.generation.request import GenerationRequest
+from mlxsup.supervisor.pool.attempt import Attempt, OnProgress
 from mlxsup.supervisor.pool.life import Ending, Life, WorkerSource
 from mlxsup.supervisor.pool.lifecycle import FOLLOWS, WorkerState
 from mlxsup.supervisor.pool.request_book import RequestBook
@@ -46,8 +46,6 @@ from mlxsup.supervisor.recovery.restart_policy import RestartLimits, RestartPoli
 _log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
-OnProgress = Callable[[link.LoadProgress], None]
-
 # A slope over fewer says more of the last request than of a leak.
 _LEAK_SAMPLES_MIN = 120
 
@@ -70,30 +68,6 @@ class Witness(Protocol):
     def worker_died(self, model: str, life: Life, evidence: Evidence, aftermath: Aftermath) -> None: ...
 
     def request_quarantined(self, entry: QuarantinedRequest) -> None: ...
-
-
-class _Attempt:
-    """Those who wait for the model to be ready."""
-
-    def __init__(self) -> None:
-        self.waiters = 0
-        self._done = trio.Event()
-        self._error: RpcError | None = None
-        self.listeners: list[OnProgress] = []
-
-    def settle(self, error: RpcError | None) -> None:
-        if not self._done.is_set():
-            self._error = error
-            self._done.set()
-
-    async def wait(self) -> None:
-        self.waiters += 1
-        try:
-            await self._done.wait()
-        finally:
-            self.waiters -= 1
-        if self._error is not None:
-            raise self._error
 
 
 class ModelRunner:
@@ -131,12 +105,13 @@ class ModelRunner:
         self._reason: str | None = None
         self._generation = 0
         self._pinned = model.pin
-        self._attempt = _Attempt()
+        self._attempt = Attempt()
         self._wanted = trio.Event()
         # Once wanted, a model is kept: a worker that dies is replaced, also while nobody asks for anything.
         self._keep = False
         self._not_before_s = -math.inf
         self._hurry = trio.Event()
+        self._no_recycle_before_s = -math.inf
         self._last_sample: MemorySample | None = None
         self._lives: set[Life] = set()
         self._life: Life | None = None
@@ -153,11 +128,15 @@ class ModelRunner:
             state=self._state,
             reason=self._reason,
             pid=worker.pid if worker else None,
-            generation=self._generation,
+            generation=self._current_generation,
             pinned=self._pinned,
             breaker=self.gate.breaker_state(trio.current_time()),
             hello=worker.hello if worker else None,
         )
+
+    @property
+    def _current_generation(self) -> int:
+        return self._generation if self._life is None else self._life.generation
 
     @property
     def queued(self) -> int:
@@ -203,10 +182,8 @@ class ModelRunner:
             if error is not None:
                 raise error
             attempt = self._attempt
-            if on_progress is not None:
-                attempt.listeners.append(on_progress)
             self._want()
-            await attempt.wait()
+            await attempt.wait(on_progress)
         return self._life
 
     async def load(self, *, pin: bool | None, options: LoadOptions | None, on_progress: OnProgress) -> None:
@@ -223,6 +200,7 @@ class ModelRunner:
                 await self._stop(at_once=False)
         self._policy.forgive()
         self.gate.open()
+        self._not_before_s = -math.inf
         self._hurry.set()
         await self.ensure_ready(on_progress)
 
@@ -234,7 +212,10 @@ class ModelRunner:
             )
         self._pinned = False
         self._keep = False
+        if force:
+            self._book.fail_queued(_stopped_error())
         await self._stop(at_once=force)
+        self._rest()
 
     async def recycle(self) -> None:
         """Replace the worker without losing anything; returns once the new one serves.
@@ -243,22 +224,15 @@ class ModelRunner:
             RpcError: no other one can be had; then the old one goes on where it still can.
         """
         old = self._life
-        if old is None or self._state is not WorkerState.READY:
-            await self.ensure_ready()
-            return
-        if self._successor is None:
-            needed = (old.samples[-1].resident_bytes if old.samples else 0) + self._recovery.headroom_bytes
-            if self._source.available() < needed:
-                _log.info("%s: not enough memory for two workers: draining first", self.name)
-                old.stop(at_once=False)
-                await old.over.wait()
-                await self.ensure_ready()
+        if old is not None and self._state is WorkerState.READY:
+            successor = self._replace(old)
+            if successor is not None:
+                await successor.ready_or_over.wait()
+                if successor.error is not None:
+                    raise successor.error
                 return
-            self._successor = self._begin()
-        successor = self._successor
-        await successor.ready_or_over.wait()
-        if successor.refusal is not None:
-            raise successor.refusal
+            await old.over.wait()
+        await self.ensure_ready()
 
     async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
         """A question to the worker that is no generation. Asked again if its worker dies: it changes nothing."""
@@ -281,6 +255,7 @@ class ModelRunner:
             nursery.start_soon(self._stop_after, drain_s, hurry)
             await self._stop(at_once=False)
             nursery.cancel_scope.cancel()
+        self._rest()
 
     async def _stop_after(self, drain_s: float, hurry: trio.Event) -> None:
         with trio.move_on_after(drain_s):
@@ -296,6 +271,16 @@ class ModelRunner:
     def _want(self) -> None:
         self._keep = True
         self._wanted.set()
+
+    def _is_wanted(self) -> bool:
+        if self._closing is not None:
+            return False
+        return self._keep or self._book.queued > 0 or self._attempt.waiters > 0
+
+    def _rest(self) -> None:
+        """Wait for no restart that nobody wants any more."""
+        if self._state is WorkerState.BACKOFF and not self._is_wanted():
+            self._enter(WorkerState.STOPPED, None)
 
     # One life after the other.
 
@@ -317,7 +302,8 @@ class ModelRunner:
             await self._hurry.wait()
 
     def _may_begin(self) -> bool:
-        if self._closing is not None or not self._keep:
+        if not self._is_wanted():
+            self._rest()
             return False
         limits = MemoryLimits(
             stranded_share=self._recovery.stranded_share, headroom_bytes=self._recovery.headroom_bytes
@@ -355,21 +341,23 @@ class ModelRunner:
             self._last_sample = life.samples[-1] if life.samples else self._last_sample
         if was_successor:
             self._successor = None
+            self._no_recycle_before_s = now_s + self._recovery.restart_backoff_max_s
         lost = self._book.lose_worker(life, now_s)
         if ending.death is not None:
-            self._after_death(life, ending.death, ending.why, lost, now_s, was_current=was_current)
+            life.error = self._after_death(
+                life, ending.death, ending.why, lost, now_s, was_current=was_current
+            )
         else:
             self._after_end(ending.refusal, lost, was_current=was_current)
-        life.refusal = ending.refusal
+            life.error = ending.refusal or _stopped_error()
         life.ready_or_over.set()
         life.over.set()
 
     def _after_end(
         self, refusal: RpcError | None, lost: list[GenerationRequest], *, was_current: bool
     ) -> None:
-        stopped = self._closing or RpcError(ErrorKind.SHUTTING_DOWN, "the worker was stopped")
         for request in lost:
-            self._book.fail(request, stopped)
+            self._book.fail(request, self._closing or _stopped_error())
         if not was_current:
             if refusal is not None:
                 _log.error("%s: the new worker can't be had, the old one goes on: %s", self.name, refusal)
@@ -378,7 +366,7 @@ class ModelRunner:
             self._give_up(WorkerState.FAILED, refusal)
             return
         self._enter(WorkerState.STOPPED, None)
-        if self._book.queued or self._attempt.waiters or self._keep:
+        if self._is_wanted():
             self._want()
 
     def _after_death(
@@ -390,9 +378,15 @@ class ModelRunner:
         now_s: float,
         *,
         was_current: bool,
-    ) -> None:
+    ) -> RpcError:
         aftermath = decide_aftermath(
-            evidence, why, lost, poison=self._poison, policy=self._policy, now_s=now_s
+            evidence,
+            why,
+            lost,
+            poison=self._poison,
+            policy=self._policy,
+            another=not was_current or self._successor is not None,
+            now_s=now_s,
         )
         verdict = aftermath.verdict
         _log.error("%s: the worker died: %s: %s", self.name, aftermath.reason, aftermath.action)
@@ -402,24 +396,36 @@ class ModelRunner:
             self._quarantine(request, aftermath)
         for request in aftermath.failed:
             self._book.fail(request, aftermath.error)
-        if was_current and aftermath.wait_s is None:
-            state = WorkerState.FAILED if verdict.restart is Restart.NEVER else WorkerState.QUARANTINED
-            self._give_up(state, _down_error(state, aftermath))
-            return
-        if was_current and self._successor is not None:
+        if self._closing is not None:
+            for request in aftermath.resumed:
+                self._book.fail(request, self._closing)
+        else:
+            self._book.resume(aftermath.resumed, now_s)
+        if was_current:
+            self._go_on(aftermath, now_s)
+        return aftermath.error
+
+    def _go_on(self, aftermath: Aftermath, now_s: float) -> None:
+        """After the death of the worker that served."""
+        if self._successor is not None:
             self._promote(self._successor)
-        elif was_current:
-            assert aftermath.wait_s is not None
+        elif aftermath.wait_s is None:
+            never = aftermath.verdict.restart is Restart.NEVER
+            state = WorkerState.FAILED if never else WorkerState.QUARANTINED
+            self._give_up(state, _down_error(state, aftermath))
+        elif self._is_wanted():
             self._not_before_s = now_s + aftermath.wait_s
             self._enter(WorkerState.BACKOFF, aftermath.reason)
             self._want()
-        self._book.resume(aftermath.resumed, now_s)
+        else:
+            self._not_before_s = now_s + aftermath.wait_s
+            self._enter(WorkerState.STOPPED, None)
 
     def _promote(self, successor: Life) -> None:
         """The old worker died while its successor loads: that one is the model's worker now."""
         self._life, self._successor = successor, None
         self._state, self._reason = successor.state, None
-        self._events.publish("worker", self.name, self._state, generation=self._generation, reason=None)
+        self._publish()
 
     def _quarantine(self, request: GenerationRequest, aftermath: Aftermath) -> None:
         entry = self._poison.find(self.name, request.order)
@@ -437,12 +443,13 @@ class ModelRunner:
     def _give_up(self, state: WorkerState, error: RpcError) -> None:
         """No worker can be had: whoever waits is told why, and so is whoever comes soon."""
         self._keep = False
+        self._not_before_s = -math.inf
         until_s = math.inf
         if state is WorkerState.FAILED:
             until_s = trio.current_time() + self._recovery.failed_hold_s
         self.gate.shut(error, until_s)
         self._book.fail_queued(error)
-        attempt, self._attempt = self._attempt, _Attempt()
+        attempt, self._attempt = self._attempt, Attempt()
         attempt.settle(error)
         self._enter(state, error.message)
 
@@ -450,7 +457,12 @@ class ModelRunner:
         assert state is self._state or state in FOLLOWS[self._state], f"{self._state} to {state}"
         self._state, self._reason = state, reason
         _log.info("%s: %s%s", self.name, state, f" ({reason})" if reason else "")
-        self._events.publish("worker", self.name, state, generation=self._generation, reason=reason)
+        self._publish()
+
+    def _publish(self) -> None:
+        self._events.publish(
+            "worker", self.name, self._state, generation=self._current_generation, reason=self._reason
+        )
 
     # What its lives tell.
 
@@ -460,8 +472,7 @@ class ModelRunner:
 
     def report(self, life: Life, progress: link.LoadProgress) -> None:
         if life is self._life:
-            for listener in self._attempt.listeners:
-                listener(progress)
+            self._attempt.report(progress)
 
     def ready(self, life: Life, loaded: link.Loaded) -> None:
         megabytes = loaded.weights_bytes // 10**6
@@ -472,18 +483,19 @@ class ModelRunner:
         if life is self._successor:
             old, self._life, self._successor = self._life, life, None
             assert old is not None
+            self._enter(WorkerState.READY, None)
             old.stop(at_once=False)
         # Who comes from now on and does not find it ready, because it drains, waits for the next.
-        attempt, self._attempt = self._attempt, _Attempt()
+        attempt, self._attempt = self._attempt, Attempt()
         attempt.settle(None)
         self._book.gain_worker(life, life.generation, now_s)
         life.ready_or_over.set()
 
-    def take_step(self, _: Life, step: link.Step) -> None:
-        self._book.take_step(step, trio.current_time())
+    def take_step(self, life: Life, step: link.Step) -> None:
+        self._book.take_step(life, step, trio.current_time())
 
     def take_answer(self, life: Life, id: int, answer: link.Generated | RpcError) -> None:
-        self._book.take_answer(id, answer, trio.current_time())
+        self._book.take_answer(life, id, answer, trio.current_time())
         if not self._book.in_flight(life):
             life.idle()
 
@@ -493,9 +505,10 @@ class ModelRunner:
 
     def sampled(self, life: Life) -> None:
         bound = self._recovery.leak_bytes_per_hour_max
-        if bound is None or len(life.samples) < _LEAK_SAMPLES_MIN:
+        if bound is None:
             return
-        if leak_bytes_per_hour(life.samples) > bound:
+        samples = life.serving_samples
+        if len(samples) >= _LEAK_SAMPLES_MIN and leak_bytes_per_hour(samples) > bound:
             self._recycle_soon(life, "it leaks")
 
     def _request_ended(self, request: GenerationRequest, error: RpcError | None) -> None:
@@ -509,16 +522,28 @@ class ModelRunner:
             self._recycle_soon(self._life, "it has served its tokens")
 
     def _recycle_soon(self, life: Life | None, why: str) -> None:
-        if (
-            life is None
-            or life is not self._life
-            or self._successor is not None
-            or life.stopping
-            or self._closing
-        ):
+        serves = life is not None and life is self._life and self._state is WorkerState.READY
+        if not serves or self._successor is not None or trio.current_time() < self._no_recycle_before_s:
             return
+        assert life is not None
         _log.info("%s: recycling the worker: %s", self.name, why)
-        self._successor = self._begin()
+        self._replace(life)
+
+    def _replace(self, old: Life) -> Life | None:
+        """Another one takes over from the worker that serves; None when `old` has to end first."""
+        if self._successor is not None:
+            return self._successor
+        needed = (old.samples[-1].resident_bytes if old.samples else 0) + self._recovery.headroom_bytes
+        if self._source.available() < needed:
+            _log.info("%s: not enough memory for two workers: draining first", self.name)
+            old.stop(at_once=False)
+        elif not old.stopping:
+            self._successor = self._begin()
+        return self._successor
+
+
+def _stopped_error() -> RpcError:
+    return RpcError(ErrorKind.SHUTTING_DOWN, "the worker was stopped")
 
 
 def _down_error(state: WorkerState, aftermath: Aftermath) -> RpcError:

@@ -78,7 +78,6 @@ class Worker:
         self.fault: str | None = None
         self.stderr = StderrTail(config.stderr_lines_max, config.stderr_line_bytes_max)
         self._decode_step = msgspec.json.Decoder(link.Step).decode
-        self._kill_sent = False
         self._serving = trio.CancelScope()
 
     @property
@@ -88,10 +87,6 @@ class Worker:
     @property
     def returncode(self) -> int | None:
         return self._process.returncode
-
-    @property
-    def killed_by_us(self) -> bool:
-        return self._kill_sent
 
     def adopt(self, handlers: Handlers) -> None:
         """From now on what it says goes here."""
@@ -136,7 +131,8 @@ class Worker:
             raise RpcError.from_object(response.error)
         try:
             return msgspec.json.decode(response.result or b"null", type=result_type)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:
+            await self._give_up(f"an answer of the wrong form: {error}")
             raise WorkerGoneError from error
 
     async def wait_hello(self) -> link.Hello:
@@ -183,7 +179,6 @@ class Worker:
         """The last rung: SIGKILL to the whole group."""
         with trio.CancelScope(shield=True):
             _log.warning("killing worker %d", self.pid)
-            self._kill_sent = True
             self._process.signal_group(signal.SIGKILL)
             if not await self._ended_within(self._config.kill_grace_s):
                 _log.error(
@@ -262,10 +257,13 @@ class Worker:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         except (LinkFaultError, RpcError) as fault:
-            self.fault = str(fault)
-            _log.error("worker %d broke the protocol: %s", self.pid, fault)
-            # Nothing that it says from now on can be trusted.
-            await self.kill()
+            await self._give_up(str(fault))
+
+    async def _give_up(self, fault: str) -> None:
+        """It broke the protocol: nothing that it says from now on can be trusted."""
+        self.fault = fault
+        _log.error("worker %d broke the protocol: %s", self.pid, fault)
+        await self.kill()
 
     def _take(self, frame: bytes) -> None:
         try:

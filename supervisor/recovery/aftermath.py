@@ -64,6 +64,7 @@ def decide_aftermath(
     if verdict.restart is Restart.NEVER:
         wait_s = None
     elif verdict.restart is Restart.AT_ONCE and verdict.weight and wait_s is not None:
+        # Within its budget; what weighs nothing has none, and is slowed down by the policy.
         wait_s = 0.0
     quarantined = poison.note_death(lost, verdict.name) if verdict.blames_request else []
     survivors = [request for request in lost if request not in quarantined]

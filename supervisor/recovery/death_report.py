@@ -47,7 +47,7 @@ class DeathReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeathBook:
-    """The reports, newest first; the oldest go when there are more than `reports_max`. Blocks on the disk."""
+    """Reports, newest first, and quarantined requests; of each the oldest go beyond `reports_max`. Blocks on the disk."""
 
     def __init__(self, path: Path, reports_max: int) -> None:
         self._path = path
@@ -75,6 +75,10 @@ class DeathBook:
             database.execute(
                 "INSERT OR REPLACE INTO quarantined (digest, at, entry) VALUES (?, ?, ?)",
                 (entry.digest, at, msgspec.json.encode(entry).decode()),
+            )
+            database.execute(
+                "DELETE FROM quarantined WHERE digest NOT IN (SELECT digest FROM quarantined ORDER BY at DESC LIMIT ?)",
+                (self._reports_max,),
             )
 
     def read_quarantined(self) -> list[QuarantinedRequest]:

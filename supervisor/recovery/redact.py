@@ -1,25 +1,64 @@
-"""What of a worker's stderr may be kept: frames of stacks and errors of the system, never a word of a prompt. Pure."""
+"""What of a worker's stderr may be kept: never a word of a prompt. Pure.
 
+A prompt can hold anything, also what looks like a stack or an error of the driver. So no line is kept for how it
+begins: what is kept of it is only what is known beforehand, numbers, and names of files in known packages. All else
+becomes its length.
+"""
+
+import builtins
 import re
 
-# An exception's own text can quote what it choked on; its class can't.
-_KEPT_WHOLE = re.compile(
-    r"^\s*File \"[^\"]+\", line \d+|^Traceback |^Fatal Python error|^(Current )?[Tt]hread 0x|^Extension modules:"
-    r"|\[METAL\]|\[metal::|\[malloc|kIOGPUCommandBuffer|libc\+\+abi|terminate called|what\(\):|Assertion|CUDA error"
-    r"|^mlxsup: "
+_CODES = "Timeout|Hang|SubmissionsIgnored|InnocentVictim|OutOfMemory|InvalidResource|PageFault|ImpactingInteractivity"
+# What MLX, the driver and the C++ runtimes write, to the letter.
+_PHRASES = re.compile(
+    r"\[METAL\] Command buffer execution failed"
+    r"|Caused GPU (?:Timeout|Hang|Address Fault) Error"
+    r"|Ignored \(for causing prior/excessive GPU errors\)|Discarded \(victim of GPU error/recovery\)"
+    r"|Insufficient Memory|Invalid Resource|Impacting Interactivity"
+    rf"|[0-9a-f]{{8}}:kIOGPUCommandBufferCallbackError(?:{_CODES})\b"
+    r"|\[metal::malloc\] Resource limit \(\d+\) exceeded"
+    r"|Attempting to allocate \d+ bytes which is greater than the maximum allowed buffer size of \d+ bytes"
+    r"|\[malloc(?:_or_wait)?\] Unable to allocate \d+ bytes|std::(?:bad_alloc|runtime_error)"
+    r"|There is no Stream\([cg]pu, \d+\) in current thread|\[metal::load_device\] No Metal device available"
+    r"|\[load_safetensors\]|Perhaps an incomplete download or corrupt file\?"
+    r"|-\[_MTLCommandBuffer addCompletedHandler:\]|failed assertion"
+    r"|A command encoder is already encoding to this command buffer"
+    r"|-\[__NSArray0 objectAtIndex:\]: index 0 beyond bounds for empty array"
+    r"|refusing to add duplicate key|CUDA error: out of memory|CUDA error"
+    r"|libc\+\+abi: terminating due to uncaught exception|terminate called after throwing an instance"
+    r"|Traceback \(most recent call last\):|\(most recent call first\):"
+    r"|Fatal Python error: (?:Aborted|Segmentation fault|Bus error|Illegal instruction)"
+    r"|(?:Current thread|Thread) 0x[0-9a-f]+"
 )
-_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit))\b")
-_HOME = re.compile(r"/(?:home|Users)/[^/\s\"]+")
+# Code of packages, by what comes behind the folder that they are installed in; never a path of the user's own.
+_FRAME = re.compile(
+    r"^\s*File \"(?:[^\"]*/)?"
+    r"((?:mlxsup|mlx|mlx_lm|mlx_vlm|transformers|tokenizers|jinja2|numpy|msgspec|threading|queue)(?:/\w+)*\.py)\""
+    r", line (\d+)"
+)
+_EXCEPTION = re.compile(r"^(?:(?:jinja2|msgspec|safetensors|mlxsup)\.[\w.]*\.)?(\w+)\b")
+_CLASSES = frozenset(
+    name for name in dir(builtins) if name.endswith(("Error", "Exception", "Interrupt", "Exit"))
+) | {
+    "DecodeError",
+    "RpcError",
+    "SafetensorError",
+    "TemplateError",
+    "TemplateSyntaxError",
+    "UndefinedError",
+    "ValidationError",
+}
 
 
 def redact_stderr(lines: tuple[str, ...]) -> list[str]:
-    """The lines that are worth keeping, without prompts and without the user's name."""
-    kept = []
-    for line in lines:
-        if _KEPT_WHOLE.search(line):
-            kept.append(_HOME.sub("~", line))
-        elif match := _EXCEPTION.match(line):
-            kept.append(f"{match[1]}: ({len(line) - len(match[1])} characters)")
-        elif line.strip():
-            kept.append(f"({len(line)} characters)")
-    return kept
+    """A line for each that said something."""
+    return [_redact(line) for line in lines if line.strip()]
+
+
+def _redact(line: str) -> str:
+    if match := _FRAME.match(line):
+        return f'File "{match[1]}", line {match[2]}'
+    known = _PHRASES.findall(line)
+    if (match := _EXCEPTION.match(line)) and match[1] in _CLASSES:
+        known = [match[1], *known]
+    return " … ".join([*known, f"({len(line)} characters)"])

@@ -23,6 +23,7 @@ SECTIONS: dict[str, Any] = {
     "server": schema.Server,
     "generation": schema.Generation,
     "worker": schema.Worker,
+    "recovery": schema.Recovery,
     f"models.{DEFAULT_MODEL}": schema.Model,
 }
 

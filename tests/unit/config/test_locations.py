@@ -5,11 +5,16 @@ import pytest
 from mlxsup.config.locations import Locations, locate
 
 HOME = Path("/home/u")
-XDG = {"XDG_CACHE_HOME": "/x/cache", "XDG_CONFIG_HOME": "/x/config", "XDG_RUNTIME_DIR": "/x/run"}
+XDG = {
+    "XDG_CACHE_HOME": "/x/cache",
+    "XDG_CONFIG_HOME": "/x/config",
+    "XDG_RUNTIME_DIR": "/x/run",
+    "XDG_STATE_HOME": "/x/state",
+}
 
 
-def places(config_file: str, socket: str, cache: str) -> Locations:
-    return Locations(config_file=Path(config_file), socket=Path(socket), cache=Path(cache))
+def places(config_file: str, socket: str, cache: str, state: str) -> Locations:
+    return Locations(config_file=Path(config_file), socket=Path(socket), cache=Path(cache), state=Path(state))
 
 
 def test_on_linux_they_are_below_home() -> None:
@@ -17,12 +22,13 @@ def test_on_linux_they_are_below_home() -> None:
         "/home/u/.config/mlxsup/config.toml",
         "/home/u/.local/state/mlxsup/mlxsup.sock",
         "/home/u/.cache/mlxsup",
+        "/home/u/.local/state/mlxsup",
     )
 
 
 def test_on_linux_they_are_where_xdg_says() -> None:
     assert locate("linux", XDG, HOME) == places(
-        "/x/config/mlxsup/config.toml", "/x/run/mlxsup/mlxsup.sock", "/x/cache/mlxsup"
+        "/x/config/mlxsup/config.toml", "/x/run/mlxsup/mlxsup.sock", "/x/cache/mlxsup", "/x/state/mlxsup"
     )
 
 
@@ -32,6 +38,7 @@ def test_on_a_mac_they_are_in_the_library(environment: dict[str, str]) -> None:
         "/home/u/Library/Application Support/mlxsup/config.toml",
         "/home/u/Library/Caches/mlxsup/mlxsup.sock",
         "/home/u/Library/Caches/mlxsup",
+        "/home/u/Library/Application Support/mlxsup",
     )
 
 

@@ -15,9 +15,10 @@ from mlxsup.supervisor.endpoint.connection import Connection
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.models.names import Source
 from mlxsup.supervisor.models.store import Store
+from mlxsup.supervisor.pool.hatchery import Hatchery
 from mlxsup.supervisor.pool.life import WorkerSource
 from mlxsup.supervisor.pool.pool import Pool
-from mlxsup.supervisor.pool.worker import open_worker
+from mlxsup.supervisor.pool.process import Observation
 from mlxsup.supervisor.service import Service
 from tests.fakes.memory_worker import Plan, WorkerShop
 
@@ -26,14 +27,32 @@ MODEL = "m"
 WAIT_S = 3600.0
 _FRAME_BYTES_MAX = 1 << 30
 _CHUNK_BYTES = 64 * 1024
+_AVAILABLE_BYTES = 1 << 40
+
+
+class NoWitness:
+    def worker_died(self, *_: object) -> None:
+        pass
+
+    def request_quarantined(self, _: object) -> None:
+        pass
 
 
 class _Pool(Pool):
     """The real one, but that its workers come from a shop."""
 
     def __init__(self, shop: WorkerShop, config: Config, events: EventBus, nursery: trio.Nursery) -> None:
+        self._memory_hatchery = Hatchery(shop.spawn, config.worker, nursery)
         self._shop = shop
-        super().__init__(config, Path("/config"), Store(Path("/cache")), events, nursery)
+        super().__init__(
+            config,
+            Path("/config"),
+            Store(Path("/cache")),
+            events,
+            nursery,
+            witness=NoWitness(),
+            quarantined=[],
+        )
 
     def _worker_source(self, _: Source) -> WorkerSource:
         async def locate() -> Path:
@@ -41,7 +60,10 @@ class _Pool(Pool):
             return Path("/model")
 
         return WorkerSource(
-            locate=locate, spawn=lambda handlers: open_worker(self._shop.spawn, self._config.worker, handlers)
+            locate=locate,
+            hatch=self._memory_hatchery.hatch,
+            observe=lambda pid: Observation(1, _AVAILABLE_BYTES, self._shop.by_pid(pid).stopped),
+            available=lambda: _AVAILABLE_BYTES,
         )
 
 

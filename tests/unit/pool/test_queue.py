@@ -75,6 +75,43 @@ def test_what_is_removed_is_never_served_and_the_count_is_right(
     assert len(queue) == 0
 
 
+@given(ARRIVALS, st.data())
+def test_what_is_put_back_is_served_first_of_its_tier_and_in_its_old_order(
+    arrivals: list[tuple[Priority, str]], data: st.DataObject
+) -> None:
+    queue = RequestQueue(len(arrivals))
+    for request in make_requests(arrivals):
+        queue.put(request, None)
+    taken = [queue.pop() for _ in range(data.draw(st.integers(0, len(arrivals))))]
+    waiting = list(queue)
+    back = [request for request in taken if request is not None]
+    for request in reversed(back):
+        queue.put_back(request)
+
+    assert len(queue) == len(arrivals)
+    assert queue.peek() is (back + waiting + [None])[0]
+    served = drain(queue)
+    for tier in Priority:
+        of_tier = [request.id for request in served if request.priority is tier]
+        ids_back = [request.id for request in back if request.priority is tier]
+        clients = {request.client for request in back if request.priority is tier}
+        # Clients take turns, so with several of them only the first is sure to be first.
+        if len(clients) == 1 and len({c for p, c in arrivals if p is tier}) == 1:
+            assert of_tier[: len(ids_back)] == ids_back
+        assert of_tier[:1] == ids_back[:1] or not ids_back
+
+
+def test_a_full_queue_takes_back_what_it_had_accepted() -> None:
+    queue = RequestQueue(1)
+    first, second = make_requests([(Priority.NORMAL, "a")] * 2)
+    queue.put(first, None)
+    queue.pop()
+    queue.put(second, None)
+    queue.put_back(first)
+
+    assert drain(queue) == [first, second]
+
+
 def test_a_full_queue_refuses_and_takes_again_once_one_has_left() -> None:
     queue = RequestQueue(1)
     first, second = make_requests([(Priority.NORMAL, "a")] * 2)

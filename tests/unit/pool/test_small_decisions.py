@@ -1,35 +1,8 @@
-"""Decisions that fit in a table: what a death is called, what a worker inherits, which states follow."""
+"""Decisions that fit in a table: what a worker inherits, which states follow."""
 
-import pytest
-
-from mlxsup.supervisor.pool.deaths import describe_death, explain_death
 from mlxsup.supervisor.pool.launch import worker_command, worker_environment
 from mlxsup.supervisor.pool.lifecycle import FOLLOWS, WorkerState
 from mlxsup.supervisor.pool.stderr_tail import StderrTail
-
-
-@pytest.mark.parametrize(
-    ("returncode", "death_class", "signal", "exit_status"),
-    [
-        (-9, "killed", "SIGKILL", None),
-        (-11, "segmentation_fault", "SIGSEGV", None),
-        (-6, "aborted", "SIGABRT", None),
-        (-15, "terminated", "SIGTERM", None),
-        (-1000, "signalled", "signal 1000", None),
-        (0, "clean_unexpected", None, 0),
-        (64, "bad_configuration", None, 64),
-        (70, "gpu_error", None, 70),
-        (78, "protocol_error", None, 78),
-        (3, "exited", None, 3),
-    ],
-)
-def test_each_end_has_a_class_and_keeps_its_facts(
-    returncode: int, death_class: str, signal: str | None, exit_status: int | None
-) -> None:
-    death = explain_death(returncode, "ready")
-
-    assert (death.death_class, death.signal, death.exit_status) == (death_class, signal, exit_status)
-    assert str(signal or exit_status) in describe_death(death)
 
 
 def test_a_worker_inherits_no_secret_and_nothing_that_loads_code() -> None:
@@ -64,6 +37,14 @@ def test_every_state_can_be_reached_and_left() -> None:
     assert set(FOLLOWS) == set(WorkerState)
     assert set().union(*FOLLOWS.values()) == set(WorkerState)
     assert all(FOLLOWS.values())
+
+
+def test_a_worker_that_died_has_been_stopped_first_and_the_next_begins_anew() -> None:
+    down = {WorkerState.BACKOFF, WorkerState.QUARANTINED, WorkerState.FAILED, WorkerState.STOPPED}
+
+    assert FOLLOWS[WorkerState.STOPPING] == down
+    assert all(WorkerState.SPAWNING in FOLLOWS[state] for state in down)
+    assert not any(WorkerState.READY in FOLLOWS[state] for state in down)
 
 
 def test_the_tail_of_stderr_is_bounded_in_lines_and_in_bytes() -> None:

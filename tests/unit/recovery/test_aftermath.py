@@ -1,0 +1,137 @@
+"""What follows a death: each request has one of three fates, and the next worker its moment or none."""
+
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxsup.protocol.errors import ErrorKind
+from mlxsup.protocol.exit_codes import ExitCode
+from mlxsup.supervisor.generation.request import GenerationRequest
+from mlxsup.supervisor.recovery.aftermath import Aftermath, decide_aftermath
+from mlxsup.supervisor.recovery.classify import Evidence
+from mlxsup.supervisor.recovery.poison import PoisonWatch
+from mlxsup.supervisor.recovery.restart_policy import RestartLimits, RestartPolicy
+from tests.fakes.collecting_sink import CollectingSink
+from tests.fakes.requests import make_request
+
+OUT_OF_MEMORY = "[METAL] Command buffer execution failed: Insufficient Memory"
+PENALTY_BOX = "Ignored (for causing prior/excessive GPU errors)"
+
+
+def make(*resume: bool) -> list[GenerationRequest]:
+    requests = []
+    for number, resumes in enumerate(resume):
+        request = make_request(CollectingSink(), prompt=str(number), now_s=0.0)
+        request.resume = resumes
+        requests.append(request)
+    return requests
+
+
+class Scene:
+    def __init__(self, restarts_max: int = 5) -> None:
+        self.poison = PoisonWatch(8, 10)
+        limits = RestartLimits(
+            backoff_base_s=1.0, backoff_max_s=60.0, healthy_s=600.0, restarts_max=restarts_max, window_s=300.0
+        )
+        self.policy = RestartPolicy(limits, lambda _, high: high)
+
+    def die(
+        self,
+        lost: list[GenerationRequest],
+        returncode: int = -11,
+        *stderr: str,
+        another: bool = False,
+        why: str | None = None,
+    ) -> Aftermath:
+        return decide_aftermath(
+            Evidence(returncode=returncode, stderr=stderr, phase="ready"),
+            why,
+            lost,
+            poison=self.poison,
+            policy=self.policy,
+            another=another,
+            now_s=0.0,
+        )
+
+
+def test_what_ran_goes_on_but_for_who_does_not_want_to() -> None:
+    a, b, c = make(True, False, True)
+    aftermath = Scene().die([a, b, c], -9)
+
+    assert (aftermath.resumed, aftermath.failed, aftermath.quarantined) == ([a, c], [b], [])
+    assert aftermath.wait_s == 0.0
+    assert aftermath.action == "2 resumed, 1 failed, restart after 0.0 s"
+
+
+def test_out_of_memory_fails_what_ran() -> None:
+    lost = make(True, True)
+    aftermath = Scene().die(lost, ExitCode.GPU_ERROR, OUT_OF_MEMORY)
+
+    assert (aftermath.resumed, aftermath.failed) == ([], lost)
+    assert aftermath.wait_s is not None
+    assert aftermath.error.kind is ErrorKind.WORKER_DIED
+    assert aftermath.error.data.death is not None
+    assert aftermath.error.data.death.death_class == "gpu_out_of_memory"
+
+
+@pytest.mark.parametrize(("another", "resumed"), [(False, 0), (True, 2)])
+def test_without_another_worker_nothing_can_go_on(another: bool, resumed: int) -> None:
+    lost = make(True, True)
+    by_budget = Scene(restarts_max=0).die(lost, -9, another=another)
+    by_class = Scene().die(lost, ExitCode.DEFECT, "ImportError: x", another=another)
+
+    assert by_budget.wait_s is by_class.wait_s is None
+    assert len(by_budget.resumed) == len(by_class.resumed) == resumed
+    assert len(by_budget.failed) == len(by_class.failed) == 2 - resumed
+    assert by_budget.action.endswith("no restart")
+
+
+def test_a_class_that_asks_for_a_restart_at_once_gets_it_within_the_budget() -> None:
+    scene = Scene()
+    waits = [scene.die([], ExitCode.GPU_ERROR, PENALTY_BOX).wait_s for _ in range(7)]
+
+    assert waits == [0.0] * 5 + [None] * 2
+
+
+def test_a_crash_alone_twice_is_quarantined_and_a_kill_from_outside_never() -> None:
+    killed, crashed = make(True, True)
+    scene = Scene()
+    for _ in range(3):
+        assert scene.die([killed], -9).resumed == [killed]
+    assert scene.die([crashed]).resumed == [crashed]
+    assert scene.die([crashed]).quarantined == [crashed]
+    assert scene.poison.find("m", crashed.order) is not None
+
+
+@given(
+    st.lists(st.booleans(), max_size=6),
+    st.sampled_from([-9, -11, -6, 0, 64, 69, 70, 75, 1]),
+    st.sampled_from(["", OUT_OF_MEMORY, PENALTY_BOX, "ImportError: x"]),
+    st.booleans(),
+    st.integers(0, 2),
+)
+def test_each_lost_request_has_exactly_one_fate(
+    resume: list[bool], returncode: int, text: str, another: bool, restarts_max: int
+) -> None:
+    lost = make(*resume)
+    scene = Scene(restarts_max)
+    for _ in range(3):
+        aftermath = scene.die(lost, returncode, text, another=another)
+        fates = [*aftermath.resumed, *aftermath.failed, *aftermath.quarantined]
+
+        assert sorted(request.id for request in fates) == sorted(request.id for request in lost)
+        lost = aftermath.resumed
+
+
+def test_the_facts_of_the_end_are_told() -> None:
+    killed = Scene().die([], -signal.SIGKILL)
+    left = Scene().die([], ExitCode.DEFECT, why="it broke down")
+
+    assert (killed.death.signal, killed.death.exit_status, killed.death.phase) == ("SIGKILL", None, "ready")
+    assert (left.death.signal, left.death.exit_status) == (None, 69)
+    assert "SIGKILL" in killed.error.message
+    assert "exit status 69" in left.reason
+    assert "it broke down" in left.reason
+    assert left.verdict.advice in left.reason

@@ -1,0 +1,278 @@
+"""Each recorded text and each exit form gives the class that it means, whatever the platform puts around it."""
+
+import signal
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxsup.protocol.exit_codes import ExitCode
+from mlxsup.supervisor.recovery.classify import Evidence, Restart, Verdict, classify, signal_name
+
+_FAILED = "[METAL] Command buffer execution failed: "
+_CODE = "kIOGPUCommandBufferCallbackError"
+
+# What a command buffer says when it fails, with the driver's code.
+COMMAND_BUFFER = {
+    f"{_FAILED}Caused GPU Timeout Error (00000002:{_CODE}Timeout)": "gpu_timeout",
+    f"{_FAILED}Caused GPU Hang Error (00000003:{_CODE}Hang)": "gpu_hang",
+    f"{_FAILED}Ignored (for causing prior/excessive GPU errors) (00000004:{_CODE}SubmissionsIgnored)": "gpu_penalty_box",
+    f"{_FAILED}Discarded (victim of GPU error/recovery) (00000005:{_CODE}InnocentVictim)": "gpu_victim",
+    f"{_FAILED}Insufficient Memory (00000008:{_CODE}OutOfMemory)": "gpu_out_of_memory",
+    f"{_FAILED}Invalid Resource (00000009:{_CODE}InvalidResource)": "gpu_invalid_resource",
+    f"{_FAILED}Caused GPU Address Fault Error (0000000b:{_CODE}PageFault)": "gpu_page_fault",
+    f"{_FAILED}Impacting Interactivity (0000000e:{_CODE}ImpactingInteractivity)": "gpu_interactivity",
+    f"{_FAILED}Internal Error (0000000e:Internal Error)": "gpu_error",
+}
+OTHER_ERRORS = {
+    "[metal::malloc] Resource limit (499000) exceeded.": "buffer_count",
+    "[metal::malloc] Attempting to allocate 46137344000 bytes which is greater than the maximum allowed buffer size of "
+    "22613000192 bytes.": "allocation_too_big",
+    "[malloc] Unable to allocate 17179869184 bytes.": "allocation_failed",
+    "[malloc_or_wait] Unable to allocate 17179869184 bytes.": "allocation_failed",
+    "There is no Stream(gpu, 2) in current thread.": "stream_thread",
+    "[metal::load_device] No Metal device available": "no_metal",
+    "[load_safetensors] Invalid json header length model.safetensors": "model_file",
+    "[load_safetensors] invalid data offsets … Perhaps an incomplete download or corrupt file?": "model_file",
+    "CUDA error: out of memory": "gpu_out_of_memory",
+    "CUDA error: an illegal memory access was encountered": "gpu_error",
+}
+TEXTS = COMMAND_BUFFER | OTHER_ERRORS
+
+ABORTS = {
+    "-[_MTLCommandBuffer addCompletedHandler:]:1011: failed assertion `Completed handler provided after commit call'": "metal_assertion",
+    "-[AGXG13XFamilyCommandBuffer computeCommandEncoder]:1: failed assertion 'A command encoder is already encoding to "
+    "this command buffer'": "metal_assertion",
+    "*** Terminating app due to uncaught exception 'NSRangeException', reason: '*** -[__NSArray0 objectAtIndex:]: index 0 "
+    "beyond bounds for empty array'": "no_metal",
+    'Critical nanobind error: refusing to add duplicate key "cpu" to enumeration "mlx.core.DeviceType"!': "double_import",
+}
+STACK = (
+    "Fatal Python error: Aborted",
+    "",
+    "Current thread 0x00000001f (most recent call first):",
+    '  File "x.py", line 1 in step',
+)
+
+FORMS: dict[str, Callable[[str], tuple[int, tuple[str, ...]]]] = {
+    "macOS before 0.32": lambda text: (
+        -6,
+        (
+            f"libc++abi: terminating due to uncaught exception of type std::runtime_error: {text}",
+            "Abort trap: 6",
+        ),
+    ),
+    "macOS with a stack": lambda text: (
+        -6,
+        (f"libc++abi: terminating due to uncaught exception of type std::runtime_error: {text}", *STACK),
+    ),
+    "Linux": lambda text: (
+        -6,
+        ("terminate called after throwing an instance of 'std::runtime_error'", f"  what():  {text}", *STACK),
+    ),
+    "in a shell": lambda text: (
+        134,
+        ("terminate called after throwing an instance of 'std::runtime_error'", f"  what():  {text}"),
+    ),
+    "from 0.32 on": lambda text: (
+        70,
+        (
+            "Traceback (most recent call last):",
+            '  File "x.py", line 1, in step',
+            "    raise ImportError",
+            f"RuntimeError: {text}.",
+        ),
+    ),
+    "uncaught": lambda text: (1, ("Traceback (most recent call last):", f"RuntimeError: {text}")),
+}
+
+
+def died(returncode: int, *stderr: str, stalled: bool = False, broke_protocol: bool = False) -> Verdict:
+    return classify(
+        Evidence(
+            returncode=returncode,
+            stderr=stderr,
+            phase="ready",
+            stalled=stalled,
+            broke_protocol=broke_protocol,
+        )
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("text", "name"), TEXTS.items(), ids=TEXTS.values())
+def test_a_recorded_text_gives_its_class_on_every_platform(form: str, text: str, name: str) -> None:
+    returncode, stderr = FORMS[form](text)
+
+    assert died(returncode, "a warning of some library", *stderr).name == name
+
+
+@pytest.mark.parametrize("returncode", [-6, 134])
+@pytest.mark.parametrize(("text", "name"), ABORTS.items(), ids=ABORTS.values())
+def test_an_assertion_that_aborts_gives_its_class(text: str, name: str, returncode: int) -> None:
+    assert died(returncode, text, *STACK).name == name
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (signal.SIGKILL, "killed"),
+        (signal.SIGTERM, "terminated"),
+        (signal.SIGSEGV, "segmentation_fault"),
+        (signal.SIGBUS, "bus_error"),
+        (signal.SIGABRT, "aborted"),
+        (signal.SIGILL, "illegal_instruction"),
+        (signal.SIGTRAP, "trapped"),
+        (signal.SIGHUP, "unknown"),
+        (1000, "unknown"),
+    ],
+)
+def test_a_signal_without_a_word_gives_its_own_class_also_when_a_shell_reports_it(
+    number: int, name: str
+) -> None:
+    assert died(-number).name == name
+    if number < 128:
+        assert died(128 + number).name == name
+
+
+@pytest.mark.parametrize(
+    ("status", "name"),
+    [
+        (ExitCode.CLEAN, "clean_unexpected"),
+        (ExitCode.BAD_CONFIGURATION, "bad_configuration"),
+        (ExitCode.DEFECT, "defect"),
+        (ExitCode.GPU_ERROR, "gpu_error"),
+        (ExitCode.ORPHANED, "orphaned"),
+        (ExitCode.PROTOCOL_ERROR, "protocol_error"),
+        (1, "unknown"),
+        (3, "unknown"),
+    ],
+)
+def test_an_exit_status_without_a_word_gives_its_own_class(status: int, name: str) -> None:
+    assert died(status).name == name
+
+
+@pytest.mark.parametrize(
+    "returncode", [-signal.SIGKILL, -signal.SIGTERM, -signal.SIGBUS, 0, ExitCode.ORPHANED]
+)
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_says_nothing_of_an_end_that_the_worker_did_not_bring_about(
+    returncode: int, text: str
+) -> None:
+    assert died(returncode, f"RuntimeError: {text}") == died(returncode)
+
+
+def test_what_we_did_to_it_comes_before_what_it_wrote() -> None:
+    text = next(iter(TEXTS))
+
+    assert died(-6, text, stalled=True).name == "hung"
+    assert died(-9, stalled=True, broke_protocol=True).name == "hung"
+    assert died(-9, broke_protocol=True).name == "protocol_broken"
+
+
+def test_the_last_line_that_says_something_decides() -> None:
+    first, second = list(TEXTS)[:2]
+
+    assert died(70, first, second, "at exit").name == TEXTS[second]
+    assert died(70, second, first, "at exit").name == TEXTS[first]
+
+
+@pytest.mark.parametrize(
+    "line", ["    except ImportError:", "    raise MemoryError(text)", "# ModuleNotFoundError?"]
+)
+def test_the_source_lines_of_a_stack_say_nothing(line: str) -> None:
+    assert died(69, "Traceback (most recent call last):", line, "KeyError: 3").name == "defect"
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("ModuleNotFoundError: No module named 'mlx_lm'", "import_error"),
+        ("ImportError: cannot import name 'x'", "import_error"),
+        ("MemoryError", "allocation_failed"),
+        ("terminate called after throwing an instance of 'std::bad_alloc'", "allocation_failed"),
+    ],
+)
+def test_pythons_own_errors_are_told_apart(line: str, name: str) -> None:
+    assert died(69, line).name == name
+
+
+def verdicts() -> dict[str, Verdict]:
+    texts = [died(70, text) for text in TEXTS] + [died(-6, text) for text in ABORTS]
+    ends = [died(-number) for number in range(1, 32)] + [died(status) for status in range(128)]
+    special = [died(0, stalled=True), died(0, broke_protocol=True), died(69, "ImportError: x")]
+    return {verdict.name: verdict for verdict in (*texts, *ends, *special)}
+
+
+def test_no_class_has_two_meanings_but_for_what_its_advice_says() -> None:
+    restarts = {name: verdict.restart for name, verdict in verdicts().items()}
+
+    assert {name for name, restart in restarts.items() if restart is Restart.NEVER} == {
+        "stream_thread",
+        "no_metal",
+        "double_import",
+        "import_error",
+        "model_file",
+        "bad_configuration",
+    }
+    assert {name for name, restart in restarts.items() if restart is Restart.AT_ONCE} == {
+        "gpu_victim",
+        "gpu_penalty_box",
+        "buffer_count",
+    }
+
+
+def test_only_what_memory_caused_takes_its_requests_along() -> None:
+    assert {name for name, verdict in verdicts().items() if not verdict.resume} == {
+        "gpu_out_of_memory",
+        "allocation_too_big",
+        "allocation_failed",
+    }
+
+
+def test_no_request_is_blamed_for_what_came_from_outside() -> None:
+    blamed = {name for name, verdict in verdicts().items() if verdict.blames_request}
+
+    assert not blamed & {
+        "killed",
+        "terminated",
+        "gpu_victim",
+        "gpu_penalty_box",
+        "buffer_count",
+        "orphaned",
+        "unknown",
+    }
+    assert blamed >= {
+        "segmentation_fault",
+        "bus_error",
+        "aborted",
+        "hung",
+        "gpu_page_fault",
+        "metal_assertion",
+        "defect",
+    }
+
+
+def test_a_hang_weighs_twice_and_a_victim_nothing() -> None:
+    weights = {name: verdict.weight for name, verdict in verdicts().items()}
+
+    assert weights["hung"] == 2
+    assert weights["gpu_victim"] == weights["buffer_count"] == 0
+    assert {name for name, weight in weights.items() if weight == 0} == {"gpu_victim", "buffer_count"}
+
+
+def test_every_class_has_advice() -> None:
+    assert all(verdict.advice for verdict in verdicts().values())
+
+
+@given(st.integers(-2000, 300), st.lists(st.text()).map(tuple))
+def test_every_end_has_a_class(returncode: int, stderr: tuple[str, ...]) -> None:
+    assert died(returncode, *stderr).name
+
+
+def test_a_signals_name_is_the_platforms_own() -> None:
+    assert signal_name(-signal.SIGBUS) == "SIGBUS"
+    assert signal_name(-1000) == "signal 1000"
+    assert signal_name(0) is None
+    assert signal_name(137) is None

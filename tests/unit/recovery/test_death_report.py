@@ -1,0 +1,103 @@
+"""Reports and quarantined requests, on a SQLite file of the test's own."""
+
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from mlxsup.supervisor.recovery.death_report import DeathBook, DeathReport, RequestShape
+from mlxsup.supervisor.recovery.memory_truth import MemorySample
+from mlxsup.supervisor.recovery.poison import QuarantinedRequest
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> DeathBook:
+    return DeathBook(tmp_path / "state" / "deaths.sqlite", 3)
+
+
+def report(number: int, model: str = "m") -> DeathReport:
+    return DeathReport(
+        at=f"2026-01-01T00:00:0{number}",
+        model=model,
+        generation=number,
+        pid=100 + number,
+        death_class="killed",
+        phase="ready",
+        exit_status=None,
+        signal="SIGKILL",
+        reason="because",
+        lived_s=1.5,
+        in_flight=[RequestShape(digest="d", tokens_delivered=3, max_tokens=10, resumed=1)],
+        memory=[MemorySample(1.0, 2, 3)],
+        stderr=["(5 characters)"],
+        advice="look",
+        action="1 resumed, restart after 0.0 s",
+    )
+
+
+def entry(digest: str) -> QuarantinedRequest:
+    return QuarantinedRequest(digest=digest, model="m", deaths=2, death_class="aborted")
+
+
+def test_a_book_that_nobody_wrote_is_empty_and_its_folder_is_the_users_own(
+    book: DeathBook, tmp_path: Path
+) -> None:
+    assert book.read() == []
+    assert book.read_quarantined() == []
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+
+
+def test_reports_come_back_whole_newest_first(book: DeathBook) -> None:
+    for number in range(3):
+        book.write(report(number))
+
+    assert book.read() == [report(2), report(1), report(0)]
+    assert book.read(limit=1) == [report(2)]
+
+
+def test_the_oldest_reports_go_when_there_are_too_many(book: DeathBook) -> None:
+    for number in range(7):
+        book.write(report(number))
+
+    assert [kept.generation for kept in book.read()] == [6, 5, 4]
+
+
+def test_a_models_reports_can_be_read_alone(book: DeathBook) -> None:
+    for number, model in enumerate("aba"):
+        book.write(report(number, model))
+
+    assert [kept.generation for kept in book.read("a")] == [2, 0]
+    assert book.read("c") == []
+
+
+def test_quarantined_requests_are_kept_once_in_order_and_bounded(book: DeathBook) -> None:
+    for at, digest in enumerate("abacde"):
+        book.write_quarantined(entry(digest), f"2026-01-01T00:00:0{at}")
+
+    assert book.read_quarantined() == [entry("c"), entry("d"), entry("e")]
+
+
+def test_forgetting_lets_all_of_them_try_again(book: DeathBook) -> None:
+    book.write_quarantined(entry("a"), "1")
+    book.write_quarantined(entry("b"), "2")
+    book.write(report(1))
+
+    assert book.forget_quarantined() == 2
+    assert book.read_quarantined() == []
+    assert book.read() == [report(1)]
+
+
+def test_another_book_on_the_same_file_reads_what_the_first_wrote(book: DeathBook, tmp_path: Path) -> None:
+    book.write(report(1))
+    book.write_quarantined(entry("a"), "1")
+    other = DeathBook(tmp_path / "state" / "deaths.sqlite", 3)
+
+    assert (other.read(), other.read_quarantined()) == ([report(1)], [entry("a")])
+
+
+def test_a_file_that_is_no_database_is_an_error_that_callers_expect(tmp_path: Path) -> None:
+    path = tmp_path / "deaths.sqlite"
+    path.write_text("no database, but long enough to be mistaken for one " * 10)
+    with pytest.raises(sqlite3.Error):
+        DeathBook(path, 3).write(report(1))
