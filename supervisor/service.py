@@ -27,6 +27,8 @@ from mlxsup.supervisor.pool.pool import Pool
 from mlxsup.supervisor.pool.runner import ModelRunner
 
 _SEED_BITS = 63
+# Each look-up parses a package's metadata.
+_VERSIONS = {name: version(name) for name in ("mlxsup", "mlx", "mlx-lm")}
 
 
 class Caller(Protocol):
@@ -144,12 +146,12 @@ class Service:
         hello = next((s.hello for r in self._pool.runners() if (s := r.snapshot()).hello), None)
         return service.ServerInfo(
             name="mlxsup",
-            version=version("mlxsup"),
+            version=_VERSIONS["mlxsup"],
             protocol_version=PROTOCOL_VERSION,
             platform=f"{sys.platform}-{os.uname().machine}",
             device=hello.device if hello else None,
-            mlx_version=version("mlx"),
-            mlx_lm_version=version("mlx-lm"),
+            mlx_version=_VERSIONS["mlx"],
+            mlx_lm_version=_VERSIONS["mlx-lm"],
             limits=service.Limits(
                 frame_bytes_max=config.server.frame_bytes_max,
                 batch_calls_max=config.server.batch_calls_max,
@@ -203,7 +205,7 @@ class Service:
         return service.NoResult()
 
     async def _discover(self, _: service.NoParams, __: Caller) -> dict[str, Any]:
-        return openrpc.document(version("mlxsup"))
+        return openrpc.document(_VERSIONS["mlxsup"])
 
     async def _list(self, _: service.NoParams, __: Caller) -> service.ModelList:
         return service.ModelList(models=await self._pool.list())

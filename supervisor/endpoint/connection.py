@@ -104,7 +104,7 @@ class _Answer:
         if self._batch is not None:
             self._batch.add(response)
         else:
-            self._connection.put_response(self.id, response)
+            self._connection.put(response)
 
 
 class Connection:
@@ -178,15 +178,15 @@ class Connection:
                 error = RpcError(
                     ErrorKind.LIMIT_EXCEEDED, f"a frame is limited to {limit} bytes; send less at once"
                 )
-                self._put(encode_error(None, error))
+                self.put(encode_error(None, error))
             case BadHeader(reason=reason):
-                self._put(encode_error(None, ParseError(reason)))
+                self.put(encode_error(None, ParseError(reason)))
 
     def _take_frame(self, data: bytes) -> None:
         match parse_calls(data, self._limits.batch_calls_max):
             case Batch(calls=calls):
                 answers = sum(1 for call in calls if isinstance(call, Invalid) or not call.is_notification)
-                batch = _BatchAnswers(answers, self._put)
+                batch = _BatchAnswers(answers, self.put)
                 for call in calls:
                     self._take_call(call, batch)
             case call:
@@ -195,12 +195,12 @@ class Connection:
     def _take_call(self, call: Call | Invalid, batch: _BatchAnswers | None) -> None:
         if isinstance(call, Invalid):
             response = encode_error(call.id, call.error)
-            batch.add(response) if batch is not None else self._put(response)
+            batch.add(response) if batch is not None else self.put(response)
         elif isinstance(call.id, msgspec.UnsetType):
             self._take_notification(call)
         elif call.id in self._cancels:
             response = encode_error(call.id, InvalidRequestError("a request with this id is in flight"))
-            batch.add(response) if batch is not None else self._put(response)
+            batch.add(response) if batch is not None else self.put(response)
         else:
             self._start(call, _Answer(self, call.id, batch))
 
@@ -230,6 +230,8 @@ class Connection:
                 self._start_task(self._service.handlers[method.name], params, answer)
         except RpcError as error:
             answer.error(error)
+        except Exception:  # noqa: BLE001  (a defect answers one request; the others go on)
+            answer.error(_defect())
 
     def _admit(self) -> None:
         if len(self._cancels) >= self._limits.in_flight_requests_max:
@@ -260,41 +262,39 @@ class Connection:
                 outcome = await handler(params, answer)
             except RpcError as error:
                 outcome = error
-            except Exception:  # noqa: BLE001  (a defect answers one request; the others go on)
-                _log.exception("a method failed")
-                outcome = RpcError(
-                    ErrorKind.INTERNAL, "an internal error; the supervisor's log has the details"
-                )
+            except Exception:  # noqa: BLE001  (likewise)
+                outcome = _defect()
         if isinstance(outcome, RpcError):
             answer.error(outcome)
-        else:
+            return
+        try:
             answer.respond(outcome)
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            # It can't be written as JSON, and nothing of it was sent.
+            answer.error(_defect())
 
     # What the answers of this connection use.
 
     def settle(self, id: Id) -> None:
         self._cancels.pop(id, None)
+        self._outbox.end(id)
         self._changed.set()
-
-    def put_response(self, id: Id, response: bytes) -> None:
-        self._outbox.put_response(id, response)
-        self._note_change()
 
     def put_delta(self, id: Id, text: str) -> None:
         self._outbox.put_delta(id, text)
         self._note_change()
 
     def put_progress(self, id: Id, value: dict[str, Any]) -> None:
-        self._put(encode_notification(PROGRESS, Progress(token=id, value=value)))
+        self.put(encode_notification(PROGRESS, Progress(token=id, value=value)))
 
     def subscribe(self, topics: frozenset[str]) -> None:
         self._topics |= topics
 
     def _put_event(self, event: ServerEvent) -> None:
         if event.topic in self._topics:
-            self._put(encode_notification(EVENT, event))
+            self.put(encode_notification(EVENT, event))
 
-    def _put(self, frame: bytes) -> None:
+    def put(self, frame: bytes) -> None:
         self._outbox.put(frame)
         self._note_change()
 
@@ -303,3 +303,9 @@ class Connection:
             _log.warning("%s reads nothing: closing its connection", self._name)
             self._nursery.cancel_scope.cancel()
         self._changed.set()
+
+
+def _defect() -> RpcError:
+    """What a client is told of the exception that is being handled; the log is told the rest."""
+    _log.exception("a method failed")
+    return RpcError(ErrorKind.INTERNAL, "an internal error; the supervisor's log has the details")

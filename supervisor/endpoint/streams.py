@@ -63,7 +63,11 @@ class _ThreadedSide:
         self._descriptor = descriptor
 
     async def read(self, max_bytes: int) -> bytes:
-        return await trio.to_thread.run_sync(os.read, self._descriptor, max_bytes, abandon_on_cancel=True)
+        try:
+            return await trio.to_thread.run_sync(os.read, self._descriptor, max_bytes, abandon_on_cancel=True)
+        except OSError as error:
+            # A terminal that was closed reads as EIO.
+            raise trio.BrokenResourceError from error
 
     async def write(self, data: bytes) -> None:
         view = memoryview(data)

@@ -179,6 +179,41 @@ async def test_a_defect_of_a_method_answers_one_request_without_its_text(
     assert [record.levelno for record in caplog.records if record.exc_info] == [logging.ERROR]
 
 
+async def test_a_defect_of_the_way_to_a_model_answers_one_request_too(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("at /home/somebody/secret")
+
+    async with memory_supervisor() as supervisor:
+        monkeypatch.setattr(supervisor.service, "generate", fail)
+        client = supervisor.connect()
+        await client.generate(1)
+        await client.request(2, "server/info")
+        first, second = await client.finish()
+
+    assert (first["id"], first["error"]["code"]) == (1, -32603)
+    assert "secret" not in str(first)
+    assert "result" in second
+
+
+async def test_a_result_that_cannot_be_written_as_json_answers_its_request_as_a_defect(
+    autojump_clock: MockClock,
+) -> None:
+    async def name_a_file(_: NoParams, __: object) -> str:
+        return "\udcff"
+
+    async with memory_supervisor() as supervisor:
+        supervisor.service.handlers["server/health"] = name_a_file
+        client = supervisor.connect()
+        await client.request(1, "server/health")
+        await client.request(2, "server/info")
+        answers = {answer["id"]: answer for answer in await client.finish()}
+
+    assert answers[1]["error"]["code"] == -32603
+    assert "result" in answers[2]
+
+
 async def test_events_come_for_subscribed_topics_and_only_to_who_subscribed(
     autojump_clock: MockClock,
 ) -> None:
