@@ -23,7 +23,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class Server(_Section, frozen=True):
     socket: Annotated[str, Meta(min_length=1)] | None = None
-    frame_bytes_max: Annotated[int, Meta(ge=4 * KIB, le=64 * MIB)] = 8 * MIB
+    frame_bytes_max: Annotated[int, Meta(ge=4 * KIB, le=16 * MIB)] = 8 * MIB
     batch_calls_max: Annotated[int, Meta(ge=1, le=10_000)] = 100
     connections_max: Annotated[int, Meta(ge=1, le=10_000)] = 256
     in_flight_requests_max: Annotated[int, Meta(ge=1, le=100_000)] = 1024
@@ -67,7 +67,7 @@ class Model(_Section, frozen=True):
     pin: bool = False
     context_tokens_max: Annotated[int, Meta(ge=16)] | None = None
     batch_sequences_max: Annotated[int, Meta(ge=1, le=1024)] = 16
-    queue_requests_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 512
+    queue_requests_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
     prefill_chunk_tokens: Annotated[int, Meta(ge=16, le=65_536)] = 256
     float32: bool | None = None
 

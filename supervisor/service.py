@@ -53,7 +53,10 @@ Handler = Callable[[Any, Caller], Awaitable[Any]]
 
 
 class Service:
-    """`shutdown_asked` is set once somebody wants the supervisor to end; `drain_s` says how gently."""
+    """`shutdown_asked` is set once somebody wants the supervisor to end; `drain_s` says how gently.
+
+    `hurry` is set by whoever asks a second time, and wants no more of that.
+    """
 
     def __init__(
         self, config: Config, pool: Pool, store: Store, events: EventBus, nursery: trio.Nursery
@@ -69,6 +72,7 @@ class Service:
         self._started_s = time.monotonic()
         self.connections = 0
         self.shutdown_asked = trio.Event()
+        self.hurry = trio.Event()
         self.drain_s = config.server.drain_s
         self.handlers: dict[str, Handler] = {
             "server/info": self._info,
@@ -201,6 +205,8 @@ class Service:
     async def _shutdown(self, params: service.ShutdownParams, _: Caller) -> service.NoResult:
         if params.drain_ms is not None:
             self.drain_s = params.drain_ms / 1000
+        if self.shutdown_asked.is_set() and params.drain_ms == 0:
+            self.hurry.set()
         self.shutdown_asked.set()
         return service.NoResult()
 

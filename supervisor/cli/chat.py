@@ -87,11 +87,10 @@ def _converse(client: Client, params: dict[str, Any], messages: list[dict[str, s
 def _answer(client: Client, params: dict[str, Any], messages: list[dict[str, str]]) -> GenerationResult:
     """Print the pieces as they come. A Ctrl-C asks for the end, a second one does not wait for it."""
     stream = client.stream("chat", {**params, "messages": messages})
-    pieces = iter(stream)
     interrupted = False
     while True:
         try:
-            piece = next(pieces, None)
+            piece = next(stream, None)
             if piece is None:
                 break
             click.echo(piece, nl=False)

@@ -57,16 +57,20 @@ class ByteStream(Protocol):
 class _BatchAnswers:
     """The responses of one batch, sent as one frame when the last is there."""
 
-    def __init__(self, missing: int, put: Callable[[bytes], None]) -> None:
+    def __init__(self, missing: int, connection: "Connection") -> None:
         self._missing = missing
-        self._put = put
+        self._connection = connection
         self._responses: list[bytes] = []
+        self._bytes = 0
 
     def add(self, response: bytes) -> None:
         self._responses.append(response)
         self._missing -= 1
-        if self._missing == 0:
-            self._put(encode_batch(self._responses))
+        if self._missing:
+            self._bytes += len(response)
+            self._connection.hold(len(response))
+        else:
+            self._connection.put_batch(encode_batch(self._responses), self._bytes)
 
 
 class _Answer:
@@ -117,10 +121,12 @@ class Connection:
         self._limits = service.config.server
         self._decoder = DetectingDecoder(self._limits.frame_bytes_max)
         self._outbox = ClientOutbox()
+        self._held_bytes = 0
         self._changed = trio.Event()
         self._cancels: dict[Id, Callable[[], None]] = {}
         self._topics: frozenset[str] = frozenset()
         self._closing = False
+        self._shutting_down = False
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -143,6 +149,13 @@ class Connection:
         """End once everything that was asked is answered and sent."""
         self._closing = True
         self._changed.set()
+
+    def shut_down(self) -> None:
+        """The supervisor ends: what still runs is answered so, and then this ends."""
+        self._shutting_down = True
+        for cancel in list(self._cancels.values()):
+            cancel()
+        self.finish()
 
     async def _read(self) -> None:
         try:
@@ -186,7 +199,7 @@ class Connection:
         match parse_calls(data, self._limits.batch_calls_max):
             case Batch(calls=calls):
                 answers = sum(1 for call in calls if isinstance(call, Invalid) or not call.is_notification)
-                batch = _BatchAnswers(answers, self.put)
+                batch = _BatchAnswers(answers, self)
                 for call in calls:
                     self._take_call(call, batch)
             case call:
@@ -256,14 +269,18 @@ class Connection:
         params: Any,
         answer: _Answer,
     ) -> None:
-        outcome: Any = RpcError(ErrorKind.CANCELLED, "cancelled")
+        outcome: Any = None
         with scope:
             try:
                 outcome = await handler(params, answer)
             except RpcError as error:
                 outcome = error
+                if error.kind is ErrorKind.INTERNAL:
+                    _log.error("%s %s", error, " ".join(getattr(error, "__notes__", ())))
             except Exception:  # noqa: BLE001  (likewise)
                 outcome = _defect()
+        if outcome is None:
+            outcome = self._cancelled()
         if isinstance(outcome, RpcError):
             answer.error(outcome)
             return
@@ -273,7 +290,21 @@ class Connection:
             # It can't be written as JSON, and nothing of it was sent.
             answer.error(_defect())
 
+    def _cancelled(self) -> RpcError:
+        if self._shutting_down:
+            return RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
+        return RpcError(ErrorKind.CANCELLED, "cancelled")
+
     # What the answers of this connection use.
+
+    def hold(self, count: int) -> None:
+        """So many bytes of answers wait for the rest of their batch."""
+        self._held_bytes += count
+        self._note_change()
+
+    def put_batch(self, frame: bytes, held_bytes: int) -> None:
+        self._held_bytes -= held_bytes
+        self.put(frame)
 
     def settle(self, id: Id) -> None:
         self._cancels.pop(id, None)
@@ -299,7 +330,10 @@ class Connection:
         self._note_change()
 
     def _note_change(self) -> None:
-        if self._outbox.bytes_held > self._limits.outbox_bytes_max and self._nursery is not None:
+        if (
+            self._outbox.bytes_held + self._held_bytes > self._limits.outbox_bytes_max
+            and self._nursery is not None
+        ):
             _log.warning("%s reads nothing: closing its connection", self._name)
             self._nursery.cancel_scope.cancel()
         self._changed.set()

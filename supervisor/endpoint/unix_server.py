@@ -24,6 +24,10 @@ _log = logging.getLogger(__name__)
 # struct sockaddr_un of the stricter of the two platforms, with its closing zero.
 _PATH_BYTES_MAX = 103
 FINISH_S = 2.0
+# What may be over the next time: too few resources, or a client that left before it was accepted.
+_PASSING = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EPROTO, errno.EPERM}
+)
 _REFUSE_S = 1.0
 
 
@@ -117,13 +121,13 @@ class UnixServer:
         """Accept nobody any more; whoever is connected gets what is left, within a moment."""
         self._accepting.cancel()
         for connection in self._connections:
-            connection.finish()
+            connection.shut_down()
 
     async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         try:
             stream = await listener.accept()
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED):
+            if error.errno not in _PASSING:
                 raise
             # It may pass; accepting again at once would only spin.
             _log.error("cannot accept a connection: %s", error.strerror)
