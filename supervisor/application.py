@@ -113,6 +113,12 @@ async def serve_stdio(setting: Setting, pipes: Pipes) -> None:
             nursery.cancel_scope.deadline = trio.current_time() + FINISH_S
     finally:
         stream.restore()
+    if connection.lost_output:
+        raise OutputLostError("nobody reads the answers: they are lost")
+
+
+class OutputLostError(Exception):
+    """Whoever was to read stdout has gone before everything was written."""
 
 
 async def _serve_until_end(connection: Connection, service: Service) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from mlxsup.config.schema import Config
 from mlxsup.protocol import generation, openrpc, service, worker_link
-from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.errors import ErrorKind, RpcError, shorten
 from mlxsup.protocol.methods import PROTOCOL_VERSION
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.generation.request import GenerationRequest, Sink
@@ -71,6 +71,9 @@ class Service:
         self._last_request_id = 0
         self._started_s = time.monotonic()
         self.connections = 0
+        # Of the params of all requests that are not answered yet.
+        self.params_bytes = 0
+        self._pulling = trio.Semaphore(config.server.pulls_max)
         self.shutdown_asked = trio.Event()
         self.hurry = trio.Event()
         self.drain_s = config.server.drain_s
@@ -196,7 +199,7 @@ class Service:
         if unknown:
             raise RpcError(
                 ErrorKind.INVALID_PARAMS,
-                f"unknown topic `{unknown[0]}` in `$.topics`; known are {', '.join(service.TOPICS)}",
+                f"unknown topic `{shorten(unknown[0])}` in `$.topics`; known are {', '.join(service.TOPICS)}",
                 path="$.topics",
             )
         caller.subscribe(frozenset(params.topics))
@@ -232,11 +235,12 @@ class Service:
     async def _pull(self, params: service.PullParams, caller: Caller) -> service.PullResult:
         configured = self._config.models.get(params.model)
         name = configured.source if configured is not None and configured.source else params.model
-        pulled = await pull(
-            name,
-            store_root=self._store.root,
-            on_progress=lambda progress: caller.progress(msgspec.to_builtins(progress)),
-        )
+        async with self._pulling:
+            pulled = await pull(
+                name,
+                store_root=self._store.root,
+                on_progress=lambda progress: caller.progress(msgspec.to_builtins(progress)),
+            )
         return service.PullResult(path=str(pulled.path), digest=pulled.digest)
 
     async def _embed(self, params: service.EmbedParams, _: Caller) -> service.EmbedResult:

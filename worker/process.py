@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -56,8 +57,11 @@ class _Life:
         self.over = threading.Event()
 
 
-def run_worker(pipes: Pipes, load_engine: LoadEngine) -> NoReturn:
-    """Serve on `pipes` until told to end; exits the process with an `ExitCode`."""
+def run_worker(pipes: Pipes, import_engine: Callable[[], LoadEngine]) -> NoReturn:
+    """Serve on `pipes` until told to end; exits the process with an `ExitCode`.
+
+    `import_engine` does the imports that take seconds; by then the end of the supervisor is watched for.
+    """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # A terminal's Ctrl-C is the supervisor's business.
@@ -83,7 +87,7 @@ def run_worker(pipes: Pipes, load_engine: LoadEngine) -> NoReturn:
 
     threading.Thread(target=read, name="reader", daemon=True).start()
     try:
-        code = _serve(inbox, outbox, load_engine, orphan_watch=watch is not None)
+        code = _serve(inbox, outbox, import_engine(), orphan_watch=watch is not None)
     except _TerminatedError:
         code = ExitCode.TERMINATED
     except Exception as error:  # noqa: BLE001  (every exception that gets here ends the process, with its class)

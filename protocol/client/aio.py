@@ -17,7 +17,13 @@ from typing import Any
 import msgspec
 import trio
 
-from mlxsup.protocol.client.exchange import ConnectionLostError, Exchange, Notification, read_result
+from mlxsup.protocol.client.exchange import (
+    OWN_SUPERVISOR,
+    ConnectionLostError,
+    Exchange,
+    Notification,
+    read_result,
+)
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import GenerationResult, StreamDelta
 from mlxsup.protocol.jsonrpc import Response
@@ -205,15 +211,21 @@ async def connect(path: Path | str | None = None) -> AsyncIterator[Client]:
     try:
         stream = await trio.open_unix_socket(os.fspath(where))
     except OSError as error:
-        raise ConnectionLostError(f"cannot connect to a supervisor: {error.strerror}") from error
+        raise ConnectionLostError(f"cannot connect to a supervisor at {where}: {error.strerror}") from error
     async with stream, _serving(Client(stream, stream)) as client:
         yield client
 
 
 @asynccontextmanager
-async def spawn(command: Sequence[str] = ("mlxsup", "stdio")) -> AsyncIterator[Client]:
+async def spawn(command: Sequence[str] = OWN_SUPERVISOR) -> AsyncIterator[Client]:
     """To a supervisor of one's own, which ends with the block."""
-    process = await trio.lowlevel.open_process(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = await trio.lowlevel.open_process(
+        list(command),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # A terminal's Ctrl-C is this program's to handle.
+        start_new_session=True,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     async with AsyncExitStack() as stack:

@@ -1,5 +1,6 @@
 """What both clients have in common: how calls are written and what comes back is read. Pure."""
 
+import sys
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ from mlxsup.protocol.service import CancelParams, Event, NoParams, Progress
 
 # A server's frame is as long as the text of one answer; this only bounds what a broken one could do.
 FRAME_BYTES_MAX = 1 << 30
+# Of this very installation, whether or not its console script is on the PATH.
+OWN_SUPERVISOR = (sys.executable, "-P", "-m", "mlxsup.supervisor", "stdio")
 
 Notification = StreamDelta | Progress | Event
 

@@ -18,7 +18,13 @@ from typing import Any, Self
 
 import msgspec
 
-from mlxsup.protocol.client.exchange import ConnectionLostError, Exchange, Notification, read_result
+from mlxsup.protocol.client.exchange import (
+    OWN_SUPERVISOR,
+    ConnectionLostError,
+    Exchange,
+    Notification,
+    read_result,
+)
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import GenerationResult, StreamDelta
 from mlxsup.protocol.jsonrpc import Response
@@ -52,13 +58,18 @@ class Client:
             connection.connect(str(where))
         except OSError as error:
             connection.close()
-            raise ConnectionLostError(f"cannot connect to a supervisor: {error.strerror}") from error
+            raise ConnectionLostError(
+                f"cannot connect to a supervisor at {where}: {error.strerror}"
+            ) from error
         return cls(lambda: connection.recv(_READ_BYTES), connection.sendall, connection.close)
 
     @classmethod
-    def spawn(cls, command: Sequence[str] = ("mlxsup", "stdio")) -> Self:
+    def spawn(cls, command: Sequence[str] = OWN_SUPERVISOR) -> Self:
         """To a supervisor of one's own, which ends with this client."""
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # In a session of its own: a terminal's Ctrl-C is this program's to handle.
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         assert child.stdin is not None
         assert child.stdout is not None
         stdin, stdout = child.stdin, child.stdout

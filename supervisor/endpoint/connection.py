@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
 # So much leaves in one piece; what comes meanwhile is merged.
 _WRITE_BYTES = 64 * 1024
+# A chunk can hold thousands of small frames: after so long it is the others' turn.
+_TURN_S = 0.005
 
 
 class ByteStream(Protocol):
@@ -124,9 +126,11 @@ class Connection:
         self._held_bytes = 0
         self._changed = trio.Event()
         self._cancels: dict[Id, Callable[[], None]] = {}
+        self._params_bytes: dict[Id, int] = {}
         self._topics: frozenset[str] = frozenset()
         self._closing = False
         self._shutting_down = False
+        self.lost_output = False
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -144,6 +148,8 @@ class Connection:
         finally:
             for cancel in list(self._cancels.values()):
                 cancel()
+            self._service.params_bytes -= sum(self._params_bytes.values())
+            self._params_bytes.clear()
 
     def finish(self) -> None:
         """End once everything that was asked is answered and sent."""
@@ -160,10 +166,14 @@ class Connection:
     async def _read(self) -> None:
         try:
             while chunk := await self._stream.receive_some(_READ_BYTES):
+                began_s = trio.current_time()
                 for event in self._decoder.feed(chunk):
                     self._take(event)
                     if isinstance(event, BadHeader):
                         return
+                    if trio.current_time() - began_s > _TURN_S:
+                        await trio.lowlevel.checkpoint()
+                        began_s = trio.current_time()
             for event in self._decoder.finish():
                 self._take(event)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -180,7 +190,7 @@ class Connection:
                 if payloads:
                     await self._stream.send_all(b"".join(map(framing.framing.encode, payloads)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            self.lost_output = True
         serving.cancel()
 
     def _take(self, event: Event) -> None:
@@ -236,6 +246,7 @@ class Connection:
             if method is None:
                 detail = f"no method {call.method[:100]!r}; rpc.discover lists them"
                 raise RpcError(ErrorKind.METHOD_NOT_FOUND, "Method not found", detail=detail)
+            self._hold_params(answer.id, call)
             params = decode_params(call.params, method.params)
             if isinstance(params, ChatParams | GenerateParams):
                 self._cancels[answer.id] = self._service.generate(params, self._name, answer).cancel
@@ -253,6 +264,18 @@ class Connection:
                 f"a connection is limited to {self._limits.in_flight_requests_max} requests in flight; wait for answers",
                 retriable=True,
             )
+
+    def _hold_params(self, id: Id, call: Call) -> None:
+        """Params are kept until the request is answered, in the queue or as a question: they are bounded together."""
+        count = len(call.params or b"")
+        if self._service.params_bytes + count > self._limits.params_bytes_max:
+            raise RpcError(
+                ErrorKind.OVERLOADED,
+                f"requests that wait for answers hold {self._limits.params_bytes_max} bytes already; try again later",
+                retry_after_ms=1000,
+            )
+        self._params_bytes[id] = count
+        self._service.params_bytes += count
 
     def _start_task(
         self, handler: Callable[[Any, _Answer], Awaitable[Any]], params: Any, answer: _Answer
@@ -299,8 +322,8 @@ class Connection:
 
     def hold(self, count: int) -> None:
         """So many bytes of answers wait for the rest of their batch."""
+        self._check_outbox()
         self._held_bytes += count
-        self._note_change()
 
     def put_batch(self, frame: bytes, held_bytes: int) -> None:
         self._held_bytes -= held_bytes
@@ -308,12 +331,14 @@ class Connection:
 
     def settle(self, id: Id) -> None:
         self._cancels.pop(id, None)
+        self._service.params_bytes -= self._params_bytes.pop(id, 0)
         self._outbox.end(id)
         self._changed.set()
 
     def put_delta(self, id: Id, text: str) -> None:
+        self._check_outbox()
         self._outbox.put_delta(id, text)
-        self._note_change()
+        self._changed.set()
 
     def put_progress(self, id: Id, value: dict[str, Any]) -> None:
         self.put(encode_notification(PROGRESS, Progress(token=id, value=value)))
@@ -326,17 +351,16 @@ class Connection:
             self.put(encode_notification(EVENT, event))
 
     def put(self, frame: bytes) -> None:
+        self._check_outbox()
         self._outbox.put(frame)
-        self._note_change()
-
-    def _note_change(self) -> None:
-        if (
-            self._outbox.bytes_held + self._held_bytes > self._limits.outbox_bytes_max
-            and self._nursery is not None
-        ):
-            _log.warning("%s reads nothing: closing its connection", self._name)
-            self._nursery.cancel_scope.cancel()
         self._changed.set()
+
+    def _check_outbox(self) -> None:
+        """What waits already is what counts: one long answer to a client that reads is no fault of its."""
+        waiting = self._outbox.bytes_held + self._held_bytes
+        if waiting > self._limits.outbox_bytes_max and self._nursery is not None:
+            _log.warning("%s does not read its answers: closing its connection", self._name)
+            self._nursery.cancel_scope.cancel()
 
 
 def _defect() -> RpcError:

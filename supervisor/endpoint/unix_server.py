@@ -46,6 +46,7 @@ def bound_socket(path: Path) -> Iterator[socket.socket]:
         raise SocketUnusableError(
             f"cannot use this socket path: it is longer than {_PATH_BYTES_MAX} bytes; use --socket"
         )
+    _check_place(path)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -59,7 +60,8 @@ def bound_socket(path: Path) -> Iterator[socket.socket]:
             raise SocketUnusableError(
                 "a supervisor already runs on this socket: stop it with `mlxsup stop`, or use --socket"
             ) from None
-        _remove_stale(path)
+        with suppress(FileNotFoundError):
+            path.unlink()
         with _listen(path) as listening:
             try:
                 yield listening
@@ -70,14 +72,14 @@ def bound_socket(path: Path) -> Iterator[socket.socket]:
         os.close(lock)
 
 
-def _remove_stale(path: Path) -> None:
+def _check_place(path: Path) -> None:
+    """Raises SocketUnusableError unless there is nothing, or a socket of ours."""
     try:
         status = path.lstat()
-    except FileNotFoundError:
+    except OSError:
         return
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.getuid():
         raise SocketUnusableError("cannot use this socket path: something else is there; use --socket")
-    path.unlink()
 
 
 def _listen(path: Path) -> socket.socket:

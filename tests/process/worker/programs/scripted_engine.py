@@ -77,4 +77,4 @@ def load(order: Load, report: ReportLoad) -> ScriptedEngine:
     return ScriptedEngine()
 
 
-run_worker(_PIPES, load)
+run_worker(_PIPES, lambda: load)
