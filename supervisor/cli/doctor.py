@@ -133,7 +133,7 @@ def _worker(loaded: Loaded) -> Iterator[Finding]:
 async def _greet_worker(loaded: Loaded) -> Hello:
     config = loaded.config.worker
     environment = worker_environment(os.environ, native.preload_environment(1))
-    handlers = Handlers(step=_ignore, answer=_ignore, progress=_ignore, heartbeat=_ignore)
+    handlers = Handlers(step=_ignore, answer=lambda *_: None, progress=_ignore, heartbeat=_ignore)
     spawn = partial(spawn_process, worker_command(config.command), environment)
     async with open_worker(spawn, config, handlers) as worker:
         gone = False

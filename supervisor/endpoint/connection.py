@@ -249,7 +249,9 @@ class Connection:
             self._hold_params(answer.id, call)
             params = decode_params(call.params, method.params)
             if isinstance(params, ChatParams | GenerateParams):
-                self._cancels[answer.id] = self._service.generate(params, self._name, answer).cancel
+                running = self._service.generate(params, self._name, answer)
+                if not running.request.ended:
+                    self._cancels[answer.id] = running.cancel
             else:
                 self._start_task(self._service.handlers[method.name], params, answer)
         except RpcError as error:

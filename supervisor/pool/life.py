@@ -45,10 +45,11 @@ class Owner(Protocol):
 
 
 class Ending(msgspec.Struct, frozen=True):
-    """How a life ended: `error` is None when it was asked for."""
+    """How a life ended: `error` is None when it was asked for; `served` when the worker had been ready."""
 
     state: WorkerState
     error: RpcError | None
+    served: bool = False
 
 
 class Life:
@@ -97,7 +98,8 @@ class Life:
             return Ending(WorkerState.FAILED, self._load_error)
         if self._stop_asked.is_set():
             return Ending(WorkerState.STOPPED, None)
-        return Ending(WorkerState.STOPPED, self._death(worker, phase))
+        served = phase in (WorkerState.READY, WorkerState.DRAINING)
+        return Ending(WorkerState.STOPPED, self._death(worker, phase), served)
 
     async def _serve(self, worker: Worker, folder: Path) -> None:
         """Until the worker is gone, its load has failed, or it is to stop and has nothing left to do."""

@@ -29,6 +29,7 @@ class RequestBook:
         self._queue = RequestQueue(queue_requests_max)
         self._in_flight: dict[int, GenerationRequest] = {}
         self._port: Port | None = None
+        self._paused = False
         self._generation = 0
         # Of ended requests, smoothed: what a refusal's hint is made of.
         self._service_s = 1.0
@@ -49,10 +50,7 @@ class RequestBook:
 
     def submit(self, request: GenerationRequest, now_s: float) -> None:
         """Raises RpcError OVERLOADED when nothing more may wait."""
-        has_place = (
-            self._port is not None and len(self._in_flight) < self._batch_sequences_max and not self._queue
-        )
-        if has_place:
+        if self._has_place() and not self._queue:
             self._start(request, now_s)
         else:
             self._queue.put(request, self._retry_after_ms())
@@ -100,12 +98,13 @@ class RequestBook:
     def gain_worker(self, port: Port, generation: int, now_s: float) -> None:
         """A worker is ready: give it what waits."""
         self._port = port
+        self._paused = False
         self._generation = generation
         self._fill(now_s)
 
     def pause(self) -> None:
-        """Nothing more is started; what is in flight goes on."""
-        self._port = None
+        """Nothing more is started; what is in flight goes on, and can be cancelled."""
+        self._paused = True
 
     def lose_worker(self, error: RpcError, now_s: float) -> None:
         """Every request in flight ends: with `error`, or as cancelled where that was asked for."""
@@ -130,17 +129,26 @@ class RequestBook:
         return iter(self._in_flight.values())
 
     def _fill(self, now_s: float) -> None:
-        while self._port is not None and len(self._in_flight) < self._batch_sequences_max:
+        while self._has_place():
             request = self._queue.pop()
             if request is None:
                 return
             self._start(request, now_s)
 
+    def _has_place(self) -> bool:
+        return (
+            self._port is not None and not self._paused and len(self._in_flight) < self._batch_sequences_max
+        )
+
     def _start(self, request: GenerationRequest, now_s: float) -> None:
         assert self._port is not None
         request.marks.dispatched_s = now_s
         self._in_flight[request.id] = request
-        self._port.generate(request.id, request.order)
+        try:
+            self._port.generate(request.id, request.order)
+        except RpcError as error:
+            del self._in_flight[request.id]
+            request.fail(error)
 
     def _stop_computing(self, request: GenerationRequest) -> None:
         if self._port is not None and request.id in self._in_flight:

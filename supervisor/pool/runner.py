@@ -16,7 +16,6 @@ from mlxsup.config.schema import Model as ModelConfig
 from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.jsonrpc import Response
 from mlxsup.protocol.service import LoadOptions
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.generation.request import GenerationRequest
@@ -84,7 +83,7 @@ class ModelRunner:
         self, name: str, model: ModelConfig, config: WorkerConfig, source: WorkerSource, events: EventBus
     ) -> None:
         self.name = name
-        self._model = model
+        self._configured = self._model = model
         self._config = config
         self._source = source
         self._events = events
@@ -158,13 +157,18 @@ class ModelRunner:
         return self._worker
 
     async def load(self, *, pin: bool | None, options: LoadOptions | None, on_progress: OnProgress) -> None:
-        """As `ensure_ready`; a worker that was loaded with other options is replaced."""
+        """As `ensure_ready`; a worker that was loaded with other options than these is replaced.
+
+        An option that is not given is as configured, and none goes beyond that.
+        """
         if pin is not None:
             self._pinned = pin
         if options is not None:
-            model = msgspec.structs.replace(self._model, context_tokens_max=options.context_tokens_max)
+            bounds = [options.context_tokens_max, self._configured.context_tokens_max]
+            bound = min((tokens for tokens in bounds if tokens is not None), default=None)
+            model = msgspec.structs.replace(self._model, context_tokens_max=bound)
             if model != self._model:
-                self._model = model
+                self._configured = self._model = model
                 await self._stop(at_once=False)
         await self.ensure_ready(on_progress)
 
@@ -189,6 +193,7 @@ class ModelRunner:
         """Accept nothing more, let what runs end within `drain_s` or until `hurry`, then end the worker."""
         self._closing = RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
         self._book.fail_queued(self._closing)
+        self._attempt.settle(self._closing)
         if self._life is None:
             return
         self._life.stop(at_once=False)
@@ -230,7 +235,7 @@ class ModelRunner:
         )
         self._life_over = trio.Event()
         self._life = Life(self._source, self._model, self._config, handlers, self)
-        stopped = RpcError(ErrorKind.SHUTTING_DOWN, "the worker was stopped")
+        stopped = RpcError(ErrorKind.CANCELLED, "the model was unloaded meanwhile", retriable=True)
         ending = Ending(WorkerState.STOPPED, stopped)
         try:
             ending = await self._life.run()
@@ -243,7 +248,7 @@ class ModelRunner:
             error = ending.error or self._closing or stopped
             attempt.settle(error)
             self._book.lose_worker(error, trio.current_time())
-            if ending.error is not None:
+            if ending.error is not None and not ending.served:
                 # Whoever waits for a worker that can't be had is told so; the next request tries again.
                 self._book.fail_queued(error)
             self._reason = ending.error.message if ending.error else None
@@ -275,14 +280,8 @@ class ModelRunner:
         self._book.pause()
         return self._book.in_flight > 0
 
-    def _take_answer(self, response: Response) -> None:
-        answer: link.Generated | RpcError
-        if response.error is not None:
-            answer = RpcError.from_object(response.error)
-        else:
-            answer = msgspec.json.decode(response.result or b"", type=link.Generated)
-        assert isinstance(response.id, int)
-        self._book.take_answer(response.id, answer, trio.current_time())
+    def _take_answer(self, id: int, answer: link.Generated | RpcError) -> None:
+        self._book.take_answer(id, answer, trio.current_time())
         if self._life is not None and not self._book.in_flight:
             self._life.idle()
 

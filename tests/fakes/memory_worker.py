@@ -6,6 +6,7 @@ as a real one has them.
 
 import math
 import signal
+from contextlib import suppress
 
 import msgspec
 import trio
@@ -33,6 +34,9 @@ class Plan(msgspec.Struct, kw_only=True):
     ends_when_told_s: float = 0.0
     obeys_sigterm: bool = True
     garbage_s: float = math.inf
+    load_answer: bytes | None = None
+    """Instead of the proper one."""
+    closes_output_s: float = math.inf
 
 
 class MemoryWorker:
@@ -46,6 +50,7 @@ class MemoryWorker:
         self.stdin, self._incoming = trio.testing.memory_stream_one_way_pair()
         self._outgoing, self.stdout = trio.testing.memory_stream_one_way_pair()
         self.complaints, self.stderr = trio.testing.memory_stream_one_way_pair()
+        self.order: link.Load | None = None
         self._sequences: dict[int, link.Generate] = {}
         self._done: dict[int, int] = {}
         self._ended = trio.Event()
@@ -99,8 +104,11 @@ class MemoryWorker:
     async def _obey(self, call: Call) -> None:
         match call.method:
             case link.LOAD:
+                self.order = msgspec.json.decode(call.params or b"", type=link.Load)
                 await trio.sleep(self.plan.load_s)
-                if self.plan.load_error is not None:
+                if self.plan.load_answer is not None:
+                    await self._say(self.plan.load_answer % _id(call))
+                elif self.plan.load_error is not None:
                     await self._say(encode_error(_id(call), self.plan.load_error))
                 else:
                     await self._say(encode_result(_id(call), LOADED))
@@ -132,12 +140,16 @@ class MemoryWorker:
         )
 
     async def _speak_garbage(self) -> None:
+        if self.plan.closes_output_s < math.inf:
+            await trio.sleep(self.plan.closes_output_s)
+            await self._outgoing.aclose()
         if self.plan.garbage_s < math.inf:
             await trio.sleep(self.plan.garbage_s)
             await self._say(b"Segmentation fault? No: a print in a library")
 
     async def _say(self, *frames: bytes) -> None:
-        await self._outgoing.send_all(b"".join(frame + b"\n" for frame in frames))
+        with suppress(trio.ClosedResourceError):
+            await self._outgoing.send_all(b"".join(frame + b"\n" for frame in frames))
 
 
 def token_text(order: link.Generate, position: int) -> str:
