@@ -49,8 +49,9 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
     except RecursionError:
         raise ConfigError([ConfigFault("TOML", "nested too deeply")]) from None
     faults: list[ConfigFault] = []
-    _override(table, environment, faults)
+    overridden = _override(table, environment, faults)
     _check_struct(table, Config, "", faults)
+    faults = [ConfigFault(overridden.get(fault.path, fault.path), fault.message) for fault in faults]
     if faults:
         raise ConfigError(faults)
     config = msgspec.convert(table, Config)
@@ -59,7 +60,11 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
     return config
 
 
-def _override(table: dict[str, Any], environment: Mapping[str, str], faults: list[ConfigFault]) -> None:
+def _override(
+    table: dict[str, Any], environment: Mapping[str, str], faults: list[ConfigFault]
+) -> dict[str, str]:
+    """Put the environment's values over the file's; which variable set which key's path."""
+    overridden = {}
     for variable, text in sorted(environment.items()):
         match = _VARIABLE.match(variable)
         if match is None:
@@ -76,6 +81,8 @@ def _override(table: dict[str, Any], environment: Mapping[str, str], faults: lis
         target = table.setdefault(section, {})
         if isinstance(target, dict):
             target[key] = value
+            overridden[f"{section}.{key}"] = variable
+    return overridden
 
 
 def _check_struct(table: Any, struct: Any, path: str, faults: list[ConfigFault]) -> None:

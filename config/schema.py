@@ -23,10 +23,12 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class Server(_Section, frozen=True):
     socket: Annotated[str, Meta(min_length=1)] | None = None
-    frame_bytes_max: Annotated[int, Meta(ge=4 * KIB, le=64 * MIB)] = 8 * MIB
+    frame_bytes_max: Annotated[int, Meta(ge=4 * KIB, le=16 * MIB)] = 8 * MIB
     batch_calls_max: Annotated[int, Meta(ge=1, le=10_000)] = 100
     connections_max: Annotated[int, Meta(ge=1, le=10_000)] = 256
     in_flight_requests_max: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    params_bytes_max: Annotated[int, Meta(ge=64 * KIB)] = 256 * MIB
+    pulls_max: Annotated[int, Meta(ge=1, le=64)] = 2
     outbox_bytes_max: Annotated[int, Meta(ge=64 * KIB)] = 64 * MIB
     drain_s: Seconds = 30.0
 
@@ -39,7 +41,7 @@ class Generation(_Section, frozen=True):
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
     top_k: Annotated[int, Meta(ge=0)] = 0
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10.0)] = 1.0
     presence_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
     frequency_penalty: Annotated[float, Meta(ge=-2.0, le=2.0)] = 0.0
 
@@ -95,7 +97,7 @@ class Model(_Section, frozen=True):
     pin: bool = False
     context_tokens_max: Annotated[int, Meta(ge=16)] | None = None
     batch_sequences_max: Annotated[int, Meta(ge=1, le=1024)] = 16
-    queue_requests_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 512
+    queue_requests_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
     prefill_chunk_tokens: Annotated[int, Meta(ge=16, le=65_536)] = 256
     float32: bool | None = None
 

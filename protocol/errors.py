@@ -33,6 +33,11 @@ class ErrorKind(StrEnum):
     SHUTTING_DOWN = "shutting_down"
     CANCELLED = "cancelled"
 
+    @classmethod
+    def _missing_(cls, _value: object) -> "ErrorKind":
+        """A kind of a later version of the protocol: a client that doesn't know it still gets the error."""
+        return cls.INTERNAL
+
 
 ERROR_CODES: dict[ErrorKind, int] = {
     ErrorKind.PARSE_ERROR: -32700,

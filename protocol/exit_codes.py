@@ -18,6 +18,9 @@ class ExitCode(IntEnum):
     GPU_ERROR = 70
     """A Metal or CUDA error was seen: what is in GPU memory since then is void."""
 
+    TERMINATED = 71
+    """SIGTERM, obeyed between two steps."""
+
     ORPHANED = 75
     """The supervisor is gone."""
 

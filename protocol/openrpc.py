@@ -1,5 +1,6 @@
 """The OpenRPC document of `rpc.discover`, generated from the method table and the message types."""
 
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ OPENRPC_VERSION = "1.3.2"
 _REF = "#/components/schemas/{name}"
 
 
+@cache
 def document(server_version: str) -> dict[str, Any]:
     """An OpenRPC 1.3.2 document as plain JSON types; https://spec.open-rpc.org."""
     notifications = NOTIFICATIONS_FROM_CLIENT | NOTIFICATIONS_FROM_SERVER

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from mlxsup.protocol.generation import FinishReason, Message
+from mlxsup.protocol.generation import FinishReason, Message, TokenId
 
 # A worker may be confused or compromised: what it sends is bounded like what a client sends.
 FRAME_BYTES_MAX = 16 * 1024 * 1024
@@ -102,11 +102,15 @@ class Generate(_Wire, frozen=True):
     delivered_chars: int = 0
 
 
+# A number of a confused worker must not become one that nobody can print.
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+
+
 class Generated(_Wire, frozen=True):
     finish_reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0
+    prompt_tokens: Count
+    completion_tokens: Count
+    cached_tokens: Count = 0
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
@@ -114,7 +118,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
 
     id: int
     text: str
-    tokens: list[int]
+    tokens: list[TokenId]
 
 
 class Step(_Wire, frozen=True):

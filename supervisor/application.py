@@ -60,8 +60,7 @@ async def open_supervisor(setting: Setting) -> AsyncIterator[Service]:
             quarantined=await trio.to_thread.run_sync(_known_quarantined, book),
         )
         service = Service(setting.config, pool, store, events, nursery)
-        hurry = trio.Event()
-        await nursery.start(_watch_signals, service, hurry)
+        await nursery.start(_watch_signals, service)
         nursery.start_soon(_keep_spares, pool, events)
         for name, model in setting.config.models.items():
             if model.preload:
@@ -71,7 +70,7 @@ async def open_supervisor(setting: Setting) -> AsyncIterator[Service]:
         finally:
             with trio.CancelScope(shield=True):
                 service.shutdown_asked.set()
-                await _close(pool, service.drain_s, hurry)
+                await _close(pool, service.drain_s, service.hurry)
             nursery.cancel_scope.cancel()
 
 
@@ -82,7 +81,7 @@ async def _close(pool: Pool, drain_s: float, hurry: trio.Event) -> None:
 
 
 async def _watch_signals(
-    service: Service, hurry: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    service: Service, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as arrivals:
         task_status.started()
@@ -90,7 +89,7 @@ async def _watch_signals(
             name = signal.Signals(number).name
             if service.shutdown_asked.is_set():
                 _log.warning("%s again: ending what still runs", name)
-                hurry.set()
+                service.hurry.set()
             else:
                 _log.info("%s: shutting down once running requests have ended; again to end them now", name)
                 service.shutdown_asked.set()
@@ -150,10 +149,16 @@ async def serve_stdio(setting: Setting, pipes: Pipes) -> None:
                 connection = Connection(stream, service, "stdio")
                 nursery.start_soon(_serve_until_end, connection, service)
                 await service.shutdown_asked.wait()
-            connection.finish()
+            connection.shut_down()
             nursery.cancel_scope.deadline = trio.current_time() + FINISH_S
     finally:
         stream.restore()
+    if connection.lost_output:
+        raise OutputLostError("nobody reads the answers: they are lost")
+
+
+class OutputLostError(Exception):
+    """Whoever was to read stdout has gone before everything was written."""
 
 
 async def _serve_until_end(connection: Connection, service: Service) -> None:

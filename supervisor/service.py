@@ -14,7 +14,7 @@ import trio
 
 from mlxsup.config.schema import Config
 from mlxsup.protocol import generation, openrpc, service, worker_link
-from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.errors import ErrorKind, RpcError, shorten
 from mlxsup.protocol.methods import PROTOCOL_VERSION
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.generation.request import GenerationRequest, Sink
@@ -27,6 +27,8 @@ from mlxsup.supervisor.pool.pool import Pool
 from mlxsup.supervisor.pool.runner import ModelRunner
 
 _SEED_BITS = 63
+# Each look-up parses a package's metadata.
+_VERSIONS = {name: version(name) for name in ("mlxsup", "mlx", "mlx-lm")}
 
 
 class Caller(Protocol):
@@ -51,7 +53,10 @@ Handler = Callable[[Any, Caller], Awaitable[Any]]
 
 
 class Service:
-    """`shutdown_asked` is set once somebody wants the supervisor to end; `drain_s` says how gently."""
+    """`shutdown_asked` is set once somebody wants the supervisor to end; `drain_s` says how gently.
+
+    `hurry` is set by whoever asks a second time, and wants no more of that.
+    """
 
     def __init__(
         self, config: Config, pool: Pool, store: Store, events: EventBus, nursery: trio.Nursery
@@ -66,7 +71,11 @@ class Service:
         self._last_request_id = 0
         self._started_s = time.monotonic()
         self.connections = 0
+        # Of the params of all requests that are not answered yet.
+        self.params_bytes = 0
+        self._pulling = trio.Semaphore(config.server.pulls_max)
         self.shutdown_asked = trio.Event()
+        self.hurry = trio.Event()
         self.drain_s = config.server.drain_s
         self.handlers: dict[str, Handler] = {
             "server/info": self._info,
@@ -147,12 +156,12 @@ class Service:
         hello = next((s.hello for r in self._pool.runners() if (s := r.snapshot()).hello), None)
         return service.ServerInfo(
             name="mlxsup",
-            version=version("mlxsup"),
+            version=_VERSIONS["mlxsup"],
             protocol_version=PROTOCOL_VERSION,
             platform=f"{sys.platform}-{os.uname().machine}",
             device=hello.device if hello else None,
-            mlx_version=version("mlx"),
-            mlx_lm_version=version("mlx-lm"),
+            mlx_version=_VERSIONS["mlx"],
+            mlx_lm_version=_VERSIONS["mlx-lm"],
             limits=service.Limits(
                 frame_bytes_max=config.server.frame_bytes_max,
                 batch_calls_max=config.server.batch_calls_max,
@@ -193,7 +202,7 @@ class Service:
         if unknown:
             raise RpcError(
                 ErrorKind.INVALID_PARAMS,
-                f"unknown topic `{unknown[0]}` in `$.topics`; known are {', '.join(service.TOPICS)}",
+                f"unknown topic `{shorten(unknown[0])}` in `$.topics`; known are {', '.join(service.TOPICS)}",
                 path="$.topics",
             )
         caller.subscribe(frozenset(params.topics))
@@ -202,11 +211,13 @@ class Service:
     async def _shutdown(self, params: service.ShutdownParams, _: Caller) -> service.NoResult:
         if params.drain_ms is not None:
             self.drain_s = params.drain_ms / 1000
+        if self.shutdown_asked.is_set() and params.drain_ms == 0:
+            self.hurry.set()
         self.shutdown_asked.set()
         return service.NoResult()
 
     async def _discover(self, _: service.NoParams, __: Caller) -> dict[str, Any]:
-        return openrpc.document(version("mlxsup"))
+        return openrpc.document(_VERSIONS["mlxsup"])
 
     async def _list(self, _: service.NoParams, __: Caller) -> service.ModelList:
         return service.ModelList(models=await self._pool.list())
@@ -238,11 +249,12 @@ class Service:
     async def _pull(self, params: service.PullParams, caller: Caller) -> service.PullResult:
         configured = self._config.models.get(params.model)
         name = configured.source if configured is not None and configured.source else params.model
-        pulled = await pull(
-            name,
-            store_root=self._store.root,
-            on_progress=lambda progress: caller.progress(msgspec.to_builtins(progress)),
-        )
+        async with self._pulling:
+            pulled = await pull(
+                name,
+                store_root=self._store.root,
+                on_progress=lambda progress: caller.progress(msgspec.to_builtins(progress)),
+            )
         return service.PullResult(path=str(pulled.path), digest=pulled.digest)
 
     async def _embed(self, params: service.EmbedParams, _: Caller) -> service.EmbedResult:

@@ -4,14 +4,15 @@ from mlxsup.protocol.descriptors import claim_pipes
 
 _PIPES = claim_pipes()
 
-from mlxsup.worker.process import run_worker  # noqa: E402  (nothing may be imported before the pipes are safe)
+from mlxsup.worker.engine.interface import LoadEngine  # noqa: E402  (nothing is imported before the pipes are safe)
+from mlxsup.worker.process import run_worker  # noqa: E402
 
 
-def main() -> None:
+def import_text_engine() -> LoadEngine:
     from mlxsup.worker.engine.text import TextEngine
 
-    run_worker(_PIPES, TextEngine.load)
+    return TextEngine.load
 
 
 if __name__ == "__main__":
-    main()
+    run_worker(_PIPES, import_text_engine)

@@ -48,7 +48,8 @@ class BatchLoop:
                 self._vitals.advance("idle", self._steps)
             end = self._take(wait=idle)
             # What arrived together begins together: one prefill of several prompts costs far less than several.
-            while end is None and idle and self._preparing:
+            arrived = set(self._preparing) if idle else set()
+            while end is None and not arrived.isdisjoint(self._preparing):
                 end = self._take(wait=True)
             if end is not None:
                 return end

@@ -61,5 +61,10 @@ class Preparation:
                 result: object = link.Tokenized(tokens=self._engine.tokenize(text))
             case link.Detokenize(tokens=tokens):
                 result = link.Detokenized(text=self._engine.detokenize(tokens))
-        self._outbox.send(encode_result(command.id, result))
+        answer = encode_result(command.id, result)
+        if len(answer) > link.FRAME_BYTES_MAX:
+            raise RpcError(
+                ErrorKind.LIMIT_EXCEEDED, "the answer is too long for one frame; send less text at once"
+            )
+        self._outbox.send(answer)
         return None

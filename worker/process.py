@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -40,6 +41,14 @@ _PROGRESS_INTERVAL_S = 0.1
 _GPU_ERRORS = ("[METAL]", "[metal::", "CUDA", "cuda")
 
 
+class _TerminatedError(Exception):
+    """SIGTERM came."""
+
+
+def _terminate(_number: int, _frame: object) -> NoReturn:
+    raise _TerminatedError
+
+
 class _Life:
     """What the reader thread and the main thread share about the end."""
 
@@ -48,12 +57,17 @@ class _Life:
         self.over = threading.Event()
 
 
-def run_worker(pipes: Pipes, load_engine: LoadEngine) -> NoReturn:
-    """Serve on `pipes` until told to end; exits the process with an `ExitCode`."""
+def run_worker(pipes: Pipes, import_engine: Callable[[], LoadEngine]) -> NoReturn:
+    """Serve on `pipes` until told to end; exits the process with an `ExitCode`.
+
+    `import_engine` does the imports that take seconds; by then the end of the supervisor is watched for.
+    """
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # A terminal's Ctrl-C is the supervisor's business.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Obeyed between two steps of Python: a kernel that runs on the GPU is not cut off.
+    signal.signal(signal.SIGTERM, _terminate)
     life = _Life()
     inbox = Inbox()
     outbox = Outbox(pipes.outgoing)
@@ -73,7 +87,9 @@ def run_worker(pipes: Pipes, load_engine: LoadEngine) -> NoReturn:
 
     threading.Thread(target=read, name="reader", daemon=True).start()
     try:
-        code = _serve(inbox, outbox, load_engine, orphan_watch=watch is not None)
+        code = _serve(inbox, outbox, import_engine(), orphan_watch=watch is not None)
+    except _TerminatedError:
+        code = ExitCode.TERMINATED
     except Exception as error:  # noqa: BLE001  (every exception that gets here ends the process, with its class)
         traceback.print_exc(file=sys.stderr)
         code = ExitCode.GPU_ERROR if str(error).startswith(_GPU_ERRORS) else ExitCode.DEFECT
@@ -92,7 +108,7 @@ def _serve(inbox: Inbox, outbox: Outbox, load_engine: LoadEngine, *, orphan_watc
     while load is None:
         for item in inbox.take(wait=True):
             if isinstance(item, EndOfInput):
-                return ExitCode.CLEAN
+                return ExitCode.CLEAN if item.fault is None else ExitCode.PROTOCOL_ERROR
             if isinstance(item.params, link.Shutdown):
                 return ExitCode.CLEAN
             if isinstance(item.params, link.Load):

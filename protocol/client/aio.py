@@ -17,7 +17,13 @@ from typing import Any
 import msgspec
 import trio
 
-from mlxsup.protocol.client.exchange import ConnectionLostError, Exchange, Notification, read_result
+from mlxsup.protocol.client.exchange import (
+    OWN_SUPERVISOR,
+    ConnectionLostError,
+    Exchange,
+    Notification,
+    read_result,
+)
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import GenerationResult, StreamDelta
 from mlxsup.protocol.jsonrpc import Response
@@ -26,6 +32,7 @@ from mlxsup.protocol.socket_path import default_socket
 
 _READ_BYTES = 256 * 1024
 _CHILD_EXIT_S = 30.0
+_FLUSH_S = 1.0
 
 OnNotification = Callable[[Notification], None]
 
@@ -52,6 +59,8 @@ class Client:
         self._exchange = Exchange()
         self._outgoing = b""
         self._has_outgoing = trio.Event()
+        self._sending = False
+        self._sent = trio.Event()
         self._pending: dict[int, _Pending] = {}
         self._lost: ConnectionLostError | None = None
         self._listeners: list[OnNotification] = []
@@ -100,13 +109,21 @@ class Client:
         self._outgoing += data
         self._has_outgoing.set()
 
+    async def _flush(self) -> None:
+        while (self._outgoing or self._sending) and self._lost is None:
+            self._sent = trio.Event()
+            await self._sent.wait()
+
     async def _send(self) -> None:
         try:
             while True:
                 await self._has_outgoing.wait()
                 self._has_outgoing = trio.Event()
                 data, self._outgoing = self._outgoing, b""
+                self._sending = True
                 await self._send_stream.send_all(data)
+                self._sending = False
+                self._sent.set()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._lose(ConnectionLostError("the server is gone"))
 
@@ -128,6 +145,7 @@ class Client:
 
     def _lose(self, lost: ConnectionLostError) -> None:
         self._lost = self._lost or lost
+        self._sent.set()
         for pending in self._pending.values():
             pending.note()
 
@@ -193,15 +211,21 @@ async def connect(path: Path | str | None = None) -> AsyncIterator[Client]:
     try:
         stream = await trio.open_unix_socket(os.fspath(where))
     except OSError as error:
-        raise ConnectionLostError(f"cannot connect to a supervisor: {error.strerror}") from error
+        raise ConnectionLostError(f"cannot connect to a supervisor at {where}: {error.strerror}") from error
     async with stream, _serving(Client(stream, stream)) as client:
         yield client
 
 
 @asynccontextmanager
-async def spawn(command: Sequence[str] = ("mlxsup", "stdio")) -> AsyncIterator[Client]:
+async def spawn(command: Sequence[str] = OWN_SUPERVISOR) -> AsyncIterator[Client]:
     """To a supervisor of one's own, which ends with the block."""
-    process = await trio.lowlevel.open_process(list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = await trio.lowlevel.open_process(
+        list(command),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # A terminal's Ctrl-C is this program's to handle.
+        start_new_session=True,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     async with AsyncExitStack() as stack:
@@ -219,6 +243,10 @@ async def _serving(client: Client) -> AsyncIterator[Client]:
             yield client
         except Exception as error:  # noqa: BLE001  (it goes on below, out of the nursery that would wrap it in a group)
             failure = error
+        finally:
+            # What is on its way, a cancel above all, still leaves; a server that reads nothing gets a moment.
+            with trio.move_on_after(_FLUSH_S, shield=True):
+                await client._flush()  # noqa: SLF001
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
@@ -230,12 +258,13 @@ async def _end(process: trio.Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         await process.stdin.aclose()
+        # Nobody reads any more: a server that still answers sees it, and cancels what it computes.
+        await process.stdout.aclose()
         with trio.move_on_after(_CHILD_EXIT_S):
             await process.wait()
         if process.returncode is None:
             process.kill()
             await process.wait()
-        await process.stdout.aclose()
 
 
 __all__ = ["Client", "ConnectionLostError", "RpcError", "TextStream", "connect", "spawn"]

@@ -1,5 +1,6 @@
 """What both clients have in common: how calls are written and what comes back is read. Pure."""
 
+import sys
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ from mlxsup.protocol.service import CancelParams, Event, NoParams, Progress
 
 # A server's frame is as long as the text of one answer; this only bounds what a broken one could do.
 FRAME_BYTES_MAX = 1 << 30
+# Of this very installation, whether or not its console script is on the PATH.
+OWN_SUPERVISOR = (sys.executable, "-P", "-m", "mlxsup.supervisor", "stdio")
 
 Notification = StreamDelta | Progress | Event
 
@@ -46,18 +49,21 @@ class Exchange:
             if not isinstance(event, Frame):
                 raise ConnectionLostError("the server sent a frame beyond all bounds")
             try:
-                messages.append(_read_message(event.data))
+                message = _read_message(event.data)
             except ValueError as error:
                 raise ConnectionLostError(f"the server does not speak this protocol: {error}") from None
+            if message is not None:
+                messages.append(message)
         return messages
 
 
-def _read_message(frame: bytes) -> Response | Notification:
+def _read_message(frame: bytes) -> Response | Notification | None:
+    """None for a notification of a later version of the protocol."""
     message = parse_message(frame)
     if isinstance(message, Call):
         kind = _NOTIFICATIONS.get(message.method)
         if kind is None:
-            raise ValueError(f"unknown notification {message.method!r}")
+            return None
         notification: Notification = msgspec.json.decode(message.params or b"{}", type=kind)
         return notification
     return message

@@ -9,7 +9,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,13 @@ from typing import Any, Self
 
 import msgspec
 
-from mlxsup.protocol.client.exchange import ConnectionLostError, Exchange, Notification, read_result
+from mlxsup.protocol.client.exchange import (
+    OWN_SUPERVISOR,
+    ConnectionLostError,
+    Exchange,
+    Notification,
+    read_result,
+)
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import GenerationResult, StreamDelta
 from mlxsup.protocol.jsonrpc import Response
@@ -39,6 +46,7 @@ class Client:
         self._write = write
         self._close = close
         self._exchange = Exchange()
+        self._received: deque[Response | Notification] = deque()
 
     @classmethod
     def connect(cls, path: Path | str | None = None, timeout_s: float | None = None) -> Self:
@@ -50,13 +58,18 @@ class Client:
             connection.connect(str(where))
         except OSError as error:
             connection.close()
-            raise ConnectionLostError(f"cannot connect to a supervisor: {error.strerror}") from error
+            raise ConnectionLostError(
+                f"cannot connect to a supervisor at {where}: {error.strerror}"
+            ) from error
         return cls(lambda: connection.recv(_READ_BYTES), connection.sendall, connection.close)
 
     @classmethod
-    def spawn(cls, command: Sequence[str] = ("mlxsup", "stdio")) -> Self:
+    def spawn(cls, command: Sequence[str] = OWN_SUPERVISOR) -> Self:
         """To a supervisor of one's own, which ends with this client."""
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # In a session of its own: a terminal's Ctrl-C is this program's to handle.
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         assert child.stdin is not None
         assert child.stdout is not None
         stdin, stdout = child.stdin, child.stdout
@@ -89,13 +102,13 @@ class Client:
     def call(self, method: str, params: Any = None, on_notification: OnNotification | None = None) -> Any:
         """Send a request and wait for its typed result; meanwhile notifications go to `on_notification`."""
         id = self._send(method, params)
-        for message in self._messages():
+        while True:
+            message = self._next_message()
             if isinstance(message, Response):
                 if message.id == id:
                     return read_result(method, message)
             elif on_notification is not None:
                 on_notification(message)
-        raise AssertionError("unreachable: _messages ends with an exception")
 
     def stream(self, method: str, params: Any) -> "TextStream":
         """`chat` or `generate` with `stream`: iterate over the pieces, then look at `result`."""
@@ -105,11 +118,9 @@ class Client:
 
     def wait_closed(self) -> None:
         """Read until the server closes the connection."""
-        try:
-            for _ in self._messages():
-                pass
-        except ConnectionLostError:
-            pass
+        with suppress(ConnectionLostError):
+            while True:
+                self._next_message()
 
     def _send(self, method: str, params: Any) -> int:
         id, data = self._exchange.request(method, params)
@@ -122,8 +133,8 @@ class Client:
         except OSError as error:
             raise ConnectionLostError(f"the server is gone: {error.strerror}") from error
 
-    def _messages(self) -> Iterator[Response | Notification]:
-        while True:
+    def _next_message(self) -> Response | Notification:
+        while not self._received:
             try:
                 chunk = self._read()
             except TimeoutError as error:
@@ -132,11 +143,15 @@ class Client:
                 raise ConnectionLostError(f"the server is gone: {error.strerror}") from error
             if not chunk:
                 raise ConnectionLostError("the server closed the connection")
-            yield from self._exchange.read(chunk)
+            self._received.extend(self._exchange.read(chunk))
+        return self._received.popleft()
 
 
 class TextStream:
-    """The text of one request, piece by piece. `result` is set once the last piece has come."""
+    """The text of one request, piece by piece. `result` is set once the last piece has come.
+
+    An exception while a piece is awaited, such as Ctrl-C, loses nothing: the iteration goes on where it was.
+    """
 
     def __init__(self, client: Client, method: str, id: int) -> None:
         self._client = client
@@ -144,13 +159,17 @@ class TextStream:
         self._id = id
         self.result: GenerationResult | None = None
 
-    def __iter__(self) -> Iterator[str]:
-        for message in self._client._messages():  # noqa: SLF001
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        while self.result is None:
+            message = self._client._next_message()  # noqa: SLF001
             if isinstance(message, StreamDelta) and message.id == self._id:
-                yield message.text
-            elif isinstance(message, Response) and message.id == self._id:
+                return message.text
+            if isinstance(message, Response) and message.id == self._id:
                 self.result = read_result(self._method, message)
-                return
+        raise StopIteration
 
     def cancel(self) -> None:
         """Ask for the end; the iteration then ends with the text so far in `result`."""

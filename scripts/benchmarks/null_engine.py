@@ -94,6 +94,10 @@ class NullEngine:
         del self._running[id]
         return Emission(id, "", [], FinishReason.CANCELLED)
 
+    @property
+    def prefill_tokens(self) -> int:
+        return 0
+
     def step(self) -> list[Emission]:
         emissions = []
         ended = []

@@ -12,4 +12,4 @@ def run() -> NoReturn:
     from mlxsup.worker.process import run_worker
     from scripts.benchmarks.null_engine import load_null_engine
 
-    run_worker(pipes, load_null_engine)
+    run_worker(pipes, lambda: load_null_engine)

@@ -13,3 +13,7 @@ def main() -> None:
         run_command()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        sys.exit(_INTERRUPTED)

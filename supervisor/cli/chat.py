@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from mlxsup.protocol.client.exchange import ConnectionLostError
+from mlxsup.protocol.client.exchange import OWN_SUPERVISOR, ConnectionLostError
 from mlxsup.protocol.client.sync import Client
+from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import GenerationResult
 from mlxsup.supervisor.cli.models import show_load
 from mlxsup.supervisor.cli.render import ProgressLine
@@ -35,7 +36,7 @@ def chat(
     config_file: Path | None,
     socket_path: Path | None,
 ) -> None:
-    """Ask PROMPT and print the answer; without one, converse. `-` reads the prompt from stdin.
+    """Ask PROMPT, or converse. `-` reads the prompt from stdin.
 
     Uses the running supervisor, or one of its own for as long as it takes. Ctrl-C ends an answer.
     """
@@ -45,12 +46,15 @@ def chat(
     messages = [{"role": "system", "content": system}] if system else []
     with _client(loaded, config_file, socket_path) as client:
         line = ProgressLine(name)
+        line.show("starting a worker", 0, None)
         try:
             client.call("model/load", {"model": name}, show_load(line))
         finally:
             line.end()
         if prompt is not None:
             text = sys.stdin.read() if prompt == "-" else prompt
+            if not text.strip():
+                raise click.UsageError("the prompt is empty")
             _answer(client, params, [*messages, {"role": "user", "content": text}])
         else:
             _converse(client, params, messages)
@@ -64,7 +68,8 @@ def _client(loaded: Loaded, config_file: Path | None, socket_path: Path | None) 
         if socket_path is not None:
             raise
         flags = [] if config_file is None else ["--config", str(config_file)]
-        client = Client.spawn([sys.executable, "-P", "-m", "mlxsup.supervisor", "stdio", *flags])
+        click.echo("no supervisor is running: starting one for this chat", err=True)
+        client = Client.spawn([*OWN_SUPERVISOR, *flags])
     with client:
         yield client
 
@@ -79,27 +84,33 @@ def _converse(client: Client, params: dict[str, Any], messages: list[dict[str, s
             return
         if not text.strip():
             continue
-        messages.append({"role": "user", "content": text})
-        answer = _answer(client, params, messages)
-        messages.append({"role": "assistant", "content": answer.text})
+        asked = [*messages, {"role": "user", "content": text}]
+        try:
+            answer = _answer(client, params, asked)
+        except RpcError as error:
+            # The conversation goes on: the next question starts another worker.
+            click.echo(f"mlxsup: {error}", err=True)
+            continue
+        messages = [*asked, {"role": "assistant", "content": answer.text}]
 
 
 def _answer(client: Client, params: dict[str, Any], messages: list[dict[str, str]]) -> GenerationResult:
     """Print the pieces as they come. A Ctrl-C asks for the end, a second one does not wait for it."""
     stream = client.stream("chat", {**params, "messages": messages})
-    pieces = iter(stream)
     interrupted = False
-    while True:
-        try:
-            piece = next(pieces, None)
-            if piece is None:
-                break
-            click.echo(piece, nl=False)
-        except KeyboardInterrupt:
-            if interrupted:
-                raise
-            interrupted = True
-            stream.cancel()
-    click.echo()
+    try:
+        while True:
+            try:
+                piece = next(stream, None)
+                if piece is None:
+                    break
+                click.echo(piece, nl=False)
+            except KeyboardInterrupt:
+                if interrupted:
+                    raise
+                interrupted = True
+                stream.cancel()
+    finally:
+        click.echo()
     assert stream.result is not None
     return stream.result

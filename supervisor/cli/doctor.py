@@ -46,7 +46,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON text, for programs.")
 def doctor(config_file: Path | None, as_json: bool) -> None:
-    """Look at platform, device, versions, native parts, memory and models; exit 1 if something is missing."""
+    """Say what is here and what is missing; exit 1 if something is."""
     loaded = read_setting(config_file)
     findings = []
     for finding in _examine(loaded):

@@ -7,6 +7,7 @@ import click
 
 from mlxsup.protocol.client.exchange import ConnectionLostError
 from mlxsup.protocol.errors import RpcError
+from mlxsup.supervisor.application import OutputLostError
 from mlxsup.supervisor.cli.chat import chat
 from mlxsup.supervisor.cli.config import config
 from mlxsup.supervisor.cli.deaths import deaths
@@ -56,7 +57,7 @@ def run_command() -> None:
     except SettingError as error:
         click.echo(f"mlxsup: {error}", err=True)
         sys.exit(NOT_CONFIGURED)
-    except (RpcError, SocketUnusableError) as error:
+    except (RpcError, SocketUnusableError, OutputLostError) as error:
         click.echo(f"mlxsup: {error}", err=True)
         sys.exit(1)
     except ConnectionLostError as error:
@@ -67,4 +68,7 @@ def run_command() -> None:
     except BrokenPipeError:
         # Whoever read our output has seen enough; Python would complain once more at its exit.
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        click.echo(f"mlxsup: cannot go on: {error.strerror}", err=True)
         sys.exit(1)

@@ -48,7 +48,10 @@ def _row(model: ModelEntry) -> tuple[str, ...]:
 @click.argument("model")
 @config_option
 def pull_model(model: str, config_file: Path | None) -> None:
-    """Fetch MODEL, a built-in alias or a Hugging Face id, and store it; an interrupted pull goes on."""
+    """Fetch and store MODEL, an alias or a Hugging Face id.
+
+    A pull that was interrupted goes on where it was.
+    """
     loaded = read_setting(config_file)
     configured = loaded.config.models.get(model)
     name = configured.source if configured is not None and configured.source else model
@@ -76,6 +79,7 @@ def load(model: str, config_file: Path | None, socket_path: Path | None, pin: bo
     """Have the running supervisor load MODEL now."""
     line = ProgressLine(model)
     with Client.connect(read_setting(config_file).socket(socket_path)) as client:
+        line.show("starting a worker", 0, None)
         try:
             entry = client.call("model/load", {"model": model, "pin": pin}, show_load(line))
         finally:

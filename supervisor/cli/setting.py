@@ -7,9 +7,12 @@ from pathlib import Path
 import click
 import msgspec
 
-from mlxsup.config.load import ConfigError, load_config
+from mlxsup.config.load import ConfigError, ConfigFault, load_config
 from mlxsup.config.locations import Locations, locate
 from mlxsup.config.schema import Config
+from mlxsup.protocol.errors import RpcError
+from mlxsup.supervisor.models.aliases import ALIASES
+from mlxsup.supervisor.models.names import parse_source
 
 NOT_CONFIGURED = 78
 _CONFIG_BYTES_MAX = 4 * 1024 * 1024
@@ -47,6 +50,18 @@ class Loaded(msgspec.Struct, frozen=True):
         return self.locations.socket.absolute()
 
 
+def _check_sources(config: Config) -> None:
+    """Raises ConfigError: what a source may look like is the models' business, not the types'."""
+    faults = []
+    for name, model in config.models.items():
+        try:
+            parse_source(model.source or name, aliases=ALIASES)
+        except RpcError as error:
+            faults.append(ConfigFault(f"models.{name}.source", error.message))
+    if faults:
+        raise ConfigError(faults)
+
+
 def read_setting(config_file: Path | None) -> Loaded:
     """Raises SettingError. Only a file that somebody named has to be there."""
     locations = locate(sys.platform, os.environ, Path.home())
@@ -65,6 +80,7 @@ def read_setting(config_file: Path | None) -> Loaded:
         raise SettingError(f"cannot use {file}: a configuration is limited to {_CONFIG_BYTES_MAX} bytes")
     try:
         config = load_config(data.decode("utf-8"), os.environ)
+        _check_sources(config)
     except UnicodeDecodeError as error:
         raise SettingError(f"cannot use {file}: byte {error.start} is not UTF-8") from None
     except ConfigError as error:

@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 _READ_BYTES = 64 * 1024
 # So much leaves in one piece; what comes meanwhile is merged.
 _WRITE_BYTES = 64 * 1024
+# A chunk can hold thousands of small frames: after so long it is the others' turn.
+_TURN_S = 0.005
 
 
 class ByteStream(Protocol):
@@ -57,16 +59,20 @@ class ByteStream(Protocol):
 class _BatchAnswers:
     """The responses of one batch, sent as one frame when the last is there."""
 
-    def __init__(self, missing: int, put: Callable[[bytes], None]) -> None:
+    def __init__(self, missing: int, connection: "Connection") -> None:
         self._missing = missing
-        self._put = put
+        self._connection = connection
         self._responses: list[bytes] = []
+        self._bytes = 0
 
     def add(self, response: bytes) -> None:
         self._responses.append(response)
         self._missing -= 1
-        if self._missing == 0:
-            self._put(encode_batch(self._responses))
+        if self._missing:
+            self._bytes += len(response)
+            self._connection.hold(len(response))
+        else:
+            self._connection.put_batch(encode_batch(self._responses), self._bytes)
 
 
 class _Answer:
@@ -104,7 +110,7 @@ class _Answer:
         if self._batch is not None:
             self._batch.add(response)
         else:
-            self._connection.put_response(self.id, response)
+            self._connection.put(response)
 
 
 class Connection:
@@ -117,10 +123,14 @@ class Connection:
         self._limits = service.config.server
         self._decoder = DetectingDecoder(self._limits.frame_bytes_max)
         self._outbox = ClientOutbox()
+        self._held_bytes = 0
         self._changed = trio.Event()
         self._cancels: dict[Id, Callable[[], None]] = {}
+        self._params_bytes: dict[Id, int] = {}
         self._topics: frozenset[str] = frozenset()
         self._closing = False
+        self._shutting_down = False
+        self.lost_output = False
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -138,19 +148,32 @@ class Connection:
         finally:
             for cancel in list(self._cancels.values()):
                 cancel()
+            self._service.params_bytes -= sum(self._params_bytes.values())
+            self._params_bytes.clear()
 
     def finish(self) -> None:
         """End once everything that was asked is answered and sent."""
         self._closing = True
         self._changed.set()
 
+    def shut_down(self) -> None:
+        """The supervisor ends: what still runs is answered so, and then this ends."""
+        self._shutting_down = True
+        for cancel in list(self._cancels.values()):
+            cancel()
+        self.finish()
+
     async def _read(self) -> None:
         try:
             while chunk := await self._stream.receive_some(_READ_BYTES):
+                began_s = trio.current_time()
                 for event in self._decoder.feed(chunk):
                     self._take(event)
                     if isinstance(event, BadHeader):
                         return
+                    if trio.current_time() - began_s > _TURN_S:
+                        await trio.lowlevel.checkpoint()
+                        began_s = trio.current_time()
             for event in self._decoder.finish():
                 self._take(event)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -167,7 +190,7 @@ class Connection:
                 if payloads:
                     await self._stream.send_all(b"".join(map(framing.framing.encode, payloads)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            self.lost_output = True
         serving.cancel()
 
     def _take(self, event: Event) -> None:
@@ -178,15 +201,15 @@ class Connection:
                 error = RpcError(
                     ErrorKind.LIMIT_EXCEEDED, f"a frame is limited to {limit} bytes; send less at once"
                 )
-                self._put(encode_error(None, error))
+                self.put(encode_error(None, error))
             case BadHeader(reason=reason):
-                self._put(encode_error(None, ParseError(reason)))
+                self.put(encode_error(None, ParseError(reason)))
 
     def _take_frame(self, data: bytes) -> None:
         match parse_calls(data, self._limits.batch_calls_max):
             case Batch(calls=calls):
                 answers = sum(1 for call in calls if isinstance(call, Invalid) or not call.is_notification)
-                batch = _BatchAnswers(answers, self._put)
+                batch = _BatchAnswers(answers, self)
                 for call in calls:
                     self._take_call(call, batch)
             case call:
@@ -195,12 +218,12 @@ class Connection:
     def _take_call(self, call: Call | Invalid, batch: _BatchAnswers | None) -> None:
         if isinstance(call, Invalid):
             response = encode_error(call.id, call.error)
-            batch.add(response) if batch is not None else self._put(response)
+            batch.add(response) if batch is not None else self.put(response)
         elif isinstance(call.id, msgspec.UnsetType):
             self._take_notification(call)
         elif call.id in self._cancels:
             response = encode_error(call.id, InvalidRequestError("a request with this id is in flight"))
-            batch.add(response) if batch is not None else self._put(response)
+            batch.add(response) if batch is not None else self.put(response)
         else:
             self._start(call, _Answer(self, call.id, batch))
 
@@ -223,13 +246,18 @@ class Connection:
             if method is None:
                 detail = f"no method {call.method[:100]!r}; rpc.discover lists them"
                 raise RpcError(ErrorKind.METHOD_NOT_FOUND, "Method not found", detail=detail)
+            self._hold_params(answer.id, call)
             params = decode_params(call.params, method.params)
             if isinstance(params, ChatParams | GenerateParams):
-                self._cancels[answer.id] = self._service.generate(params, self._name, answer).cancel
+                running = self._service.generate(params, self._name, answer)
+                if not running.request.ended:
+                    self._cancels[answer.id] = running.cancel
             else:
                 self._start_task(self._service.handlers[method.name], params, answer)
         except RpcError as error:
             answer.error(error)
+        except Exception:  # noqa: BLE001  (a defect answers one request; the others go on)
+            answer.error(_defect())
 
     def _admit(self) -> None:
         if len(self._cancels) >= self._limits.in_flight_requests_max:
@@ -238,6 +266,18 @@ class Connection:
                 f"a connection is limited to {self._limits.in_flight_requests_max} requests in flight; wait for answers",
                 retriable=True,
             )
+
+    def _hold_params(self, id: Id, call: Call) -> None:
+        """Params are kept until the request is answered, in the queue or as a question: they are bounded together."""
+        count = len(call.params or b"")
+        if self._service.params_bytes + count > self._limits.params_bytes_max:
+            raise RpcError(
+                ErrorKind.OVERLOADED,
+                f"requests that wait for answers hold {self._limits.params_bytes_max} bytes already; try again later",
+                retry_after_ms=1000,
+            )
+        self._params_bytes[id] = count
+        self._service.params_bytes += count
 
     def _start_task(
         self, handler: Callable[[Any, _Answer], Awaitable[Any]], params: Any, answer: _Answer
@@ -254,52 +294,78 @@ class Connection:
         params: Any,
         answer: _Answer,
     ) -> None:
-        outcome: Any = RpcError(ErrorKind.CANCELLED, "cancelled")
+        outcome: Any = None
         with scope:
             try:
                 outcome = await handler(params, answer)
             except RpcError as error:
                 outcome = error
-            except Exception:  # noqa: BLE001  (a defect answers one request; the others go on)
-                _log.exception("a method failed")
-                outcome = RpcError(
-                    ErrorKind.INTERNAL, "an internal error; the supervisor's log has the details"
-                )
+                if error.kind is ErrorKind.INTERNAL:
+                    _log.error("%s %s", error, " ".join(getattr(error, "__notes__", ())))
+            except Exception:  # noqa: BLE001  (likewise)
+                outcome = _defect()
+        if outcome is None:
+            outcome = self._cancelled()
         if isinstance(outcome, RpcError):
             answer.error(outcome)
-        else:
+            return
+        try:
             answer.respond(outcome)
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            # It can't be written as JSON, and nothing of it was sent.
+            answer.error(_defect())
+
+    def _cancelled(self) -> RpcError:
+        if self._shutting_down:
+            return RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
+        return RpcError(ErrorKind.CANCELLED, "cancelled")
 
     # What the answers of this connection use.
 
+    def hold(self, count: int) -> None:
+        """So many bytes of answers wait for the rest of their batch."""
+        self._check_outbox()
+        self._held_bytes += count
+
+    def put_batch(self, frame: bytes, held_bytes: int) -> None:
+        self._held_bytes -= held_bytes
+        self.put(frame)
+
     def settle(self, id: Id) -> None:
         self._cancels.pop(id, None)
+        self._service.params_bytes -= self._params_bytes.pop(id, 0)
+        self._outbox.end(id)
         self._changed.set()
 
-    def put_response(self, id: Id, response: bytes) -> None:
-        self._outbox.put_response(id, response)
-        self._note_change()
-
     def put_delta(self, id: Id, text: str) -> None:
+        self._check_outbox()
         self._outbox.put_delta(id, text)
-        self._note_change()
+        self._changed.set()
 
     def put_progress(self, id: Id, value: dict[str, Any]) -> None:
-        self._put(encode_notification(PROGRESS, Progress(token=id, value=value)))
+        self.put(encode_notification(PROGRESS, Progress(token=id, value=value)))
 
     def subscribe(self, topics: frozenset[str]) -> None:
         self._topics |= topics
 
     def _put_event(self, event: ServerEvent) -> None:
         if event.topic in self._topics:
-            self._put(encode_notification(EVENT, event))
+            self.put(encode_notification(EVENT, event))
 
-    def _put(self, frame: bytes) -> None:
+    def put(self, frame: bytes) -> None:
+        self._check_outbox()
         self._outbox.put(frame)
-        self._note_change()
-
-    def _note_change(self) -> None:
-        if self._outbox.bytes_held > self._limits.outbox_bytes_max and self._nursery is not None:
-            _log.warning("%s reads nothing: closing its connection", self._name)
-            self._nursery.cancel_scope.cancel()
         self._changed.set()
+
+    def _check_outbox(self) -> None:
+        """What waits already is what counts: one long answer to a client that reads is no fault of its."""
+        waiting = self._outbox.bytes_held + self._held_bytes
+        if waiting > self._limits.outbox_bytes_max and self._nursery is not None:
+            _log.warning("%s does not read its answers: closing its connection", self._name)
+            self._nursery.cancel_scope.cancel()
+
+
+def _defect() -> RpcError:
+    """What a client is told of the exception that is being handled; the log is told the rest."""
+    _log.exception("a method failed")
+    return RpcError(ErrorKind.INTERNAL, "an internal error; the supervisor's log has the details")

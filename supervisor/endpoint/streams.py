@@ -3,7 +3,8 @@
 import os
 import select
 import stat
-from contextlib import suppress
+import sys
+from contextlib import closing, suppress
 from typing import Protocol
 
 import trio
@@ -63,7 +64,11 @@ class _ThreadedSide:
         self._descriptor = descriptor
 
     async def read(self, max_bytes: int) -> bytes:
-        return await trio.to_thread.run_sync(os.read, self._descriptor, max_bytes, abandon_on_cancel=True)
+        try:
+            return await trio.to_thread.run_sync(os.read, self._descriptor, max_bytes, abandon_on_cancel=True)
+        except OSError as error:
+            # A terminal that was closed reads as EIO.
+            raise trio.BrokenResourceError from error
 
     async def write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -95,7 +100,7 @@ class StdioByteStream:
         await _wait_hang_up(self._outgoing)
 
     def restore(self) -> None:
-        """Leave the descriptions as they were found; nothing is read or written after it."""
+        """Make the descriptions blocking again, for whoever shares them; nothing is read or written after it."""
         self._reader.restore()
         self._writer.restore()
 
@@ -108,8 +113,17 @@ def _side(descriptor: int) -> _Side:
 
 async def _wait_hang_up(descriptor: int) -> None:
     """Until the other side of a pipe or a socket is gone; for ever with a file."""
-    poll = select.poll()
     with suppress(OSError):
-        poll.register(descriptor, 0)
-        while not poll.poll(0):  # noqa: ASYNC110  (the kernel has no event to wait for)
+        while not _hung_up(descriptor):  # noqa: ASYNC110  (the kernel has no event to wait for)
             await trio.sleep(_GONE_INTERVAL_S)
+
+
+def _hung_up(descriptor: int) -> bool:
+    if sys.platform == "darwin":
+        # There poll reports nothing for a descriptor that it was asked nothing about.
+        with closing(select.kqueue()) as queue:
+            interest = select.kevent(descriptor, select.KQ_FILTER_WRITE, select.KQ_EV_ADD)
+            return any(event.flags & select.KQ_EV_EOF for event in queue.control([interest], 1, 0))
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return bool(poll.poll(0))

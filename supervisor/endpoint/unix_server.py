@@ -24,6 +24,10 @@ _log = logging.getLogger(__name__)
 # struct sockaddr_un of the stricter of the two platforms, with its closing zero.
 _PATH_BYTES_MAX = 103
 FINISH_S = 2.0
+# What may be over the next time: too few resources, or a client that left before it was accepted.
+_PASSING = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EPROTO, errno.EPERM}
+)
 _REFUSE_S = 1.0
 
 
@@ -42,6 +46,7 @@ def bound_socket(path: Path) -> Iterator[socket.socket]:
         raise SocketUnusableError(
             f"cannot use this socket path: it is longer than {_PATH_BYTES_MAX} bytes; use --socket"
         )
+    _check_place(path)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -55,7 +60,8 @@ def bound_socket(path: Path) -> Iterator[socket.socket]:
             raise SocketUnusableError(
                 "a supervisor already runs on this socket: stop it with `mlxsup stop`, or use --socket"
             ) from None
-        _remove_stale(path)
+        with suppress(FileNotFoundError):
+            path.unlink()
         with _listen(path) as listening:
             try:
                 yield listening
@@ -66,14 +72,14 @@ def bound_socket(path: Path) -> Iterator[socket.socket]:
         os.close(lock)
 
 
-def _remove_stale(path: Path) -> None:
+def _check_place(path: Path) -> None:
+    """Raises SocketUnusableError unless there is nothing, or a socket of ours."""
     try:
         status = path.lstat()
-    except FileNotFoundError:
+    except OSError:
         return
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.getuid():
         raise SocketUnusableError("cannot use this socket path: something else is there; use --socket")
-    path.unlink()
 
 
 def _listen(path: Path) -> socket.socket:
@@ -117,13 +123,13 @@ class UnixServer:
         """Accept nobody any more; whoever is connected gets what is left, within a moment."""
         self._accepting.cancel()
         for connection in self._connections:
-            connection.finish()
+            connection.shut_down()
 
     async def _accept(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         try:
             stream = await listener.accept()
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED):
+            if error.errno not in _PASSING:
                 raise
             # It may pass; accepting again at once would only spin.
             _log.error("cannot accept a connection: %s", error.strerror)

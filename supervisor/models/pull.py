@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
+from subprocess import PIPE
 
 import msgspec
 import trio
@@ -110,13 +110,15 @@ async def _run(
 ) -> tuple[Done | Failed | None, str, int]:
     output = _Output(on_progress)
     process = await trio.lowlevel.open_process(
-        list(command), stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
+        list(command), stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
     )
     # No await between the start and this `try`: a cancellation there would leave the fetcher behind.
     try:
+        # Never written to: its end tells the fetcher that we are gone, however that came.
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        async with process.stdout, process.stderr, trio.open_nursery() as nursery:
+        async with process.stdin, process.stdout, process.stderr, trio.open_nursery() as nursery:
             nursery.start_soon(output.read_messages, process.stdout)
             nursery.start_soon(output.read_stderr, process.stderr)
             status = await process.wait()

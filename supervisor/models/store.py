@@ -116,7 +116,7 @@ class Store:
     def _all(self) -> Iterator[Pulled]:
         try:
             folders = list((self.root / "models").iterdir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         for folder in folders:
             if not folder.is_symlink() and (found := _read(folder)):

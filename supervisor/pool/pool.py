@@ -131,6 +131,9 @@ class Pool:
                 ErrorKind.MODEL_NOT_FOUND,
                 f"the model `{source.name}` is not here: fetch it with `mlxsup pull {source.name}`, or configure one",
             )
+        if pulled.name != source.name:
+            # One folder serves both on a file system that ignores case; one name is one model.
+            raise RpcError(ErrorKind.MODEL_NOT_FOUND, f"the model is called `{pulled.name}` here")
         return pulled.path
 
     def _worker_source(self, source: Source) -> WorkerSource:

@@ -187,7 +187,11 @@ class RequestBook:
         if request.marks.dispatched_s is None:
             request.marks.dispatched_s = now_s
         self._flights[request.id] = _Flight(request, port, self._generation)
-        port.generate(request.id, request.remaining_order())
+        try:
+            port.generate(request.id, request.remaining_order())
+        except RpcError as error:
+            del self._flights[request.id]
+            self.fail(request, error)
 
     def _stop_computing(self, request: GenerationRequest) -> None:
         flight = self._flights.get(request.id)

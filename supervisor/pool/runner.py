@@ -86,7 +86,7 @@ class ModelRunner:
         rng: random.Random,
     ) -> None:
         self.name = name
-        self._model = model
+        self._configured = self._model = model
         self._config = config
         self._recovery = recovery
         self._source = source
@@ -189,12 +189,15 @@ class ModelRunner:
     async def load(self, *, pin: bool | None, options: LoadOptions | None, on_progress: OnProgress) -> None:
         """By hand: as `ensure_ready`, and what was held against the model is forgiven.
 
-        A worker that was loaded with other options is replaced.
+        A worker that was loaded with other options than these is replaced. An option that is not given is as
+        configured, and none goes beyond that.
         """
         if pin is not None:
             self._pinned = pin
         if options is not None:
-            model = msgspec.structs.replace(self._model, context_tokens_max=options.context_tokens_max)
+            bounds = [options.context_tokens_max, self._configured.context_tokens_max]
+            bound = min((tokens for tokens in bounds if tokens is not None), default=None)
+            model = msgspec.structs.replace(self._model, context_tokens_max=bound)
             if model != self._model:
                 self._model = model
                 await self._stop(at_once=False)
@@ -543,7 +546,7 @@ class ModelRunner:
 
 
 def _stopped_error() -> RpcError:
-    return RpcError(ErrorKind.SHUTTING_DOWN, "the worker was stopped")
+    return RpcError(ErrorKind.CANCELLED, "the model was unloaded meanwhile", retriable=True)
 
 
 def _down_error(state: WorkerState, aftermath: Aftermath) -> RpcError:

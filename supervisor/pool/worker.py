@@ -12,6 +12,7 @@ Mac a hard kill can strand wired memory until a reboot, so it is last.
 import logging
 import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,7 +20,7 @@ import trio
 
 from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
-from mlxsup.protocol.errors import RpcError
+from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.framing import Frame, LineDecoder
 from mlxsup.protocol.jsonrpc import Response, encode_notification, encode_request, parse_message
 from mlxsup.supervisor.pool.process import ChildProcess
@@ -34,6 +35,7 @@ _READ_BYTES = 256 * 1024
 _STDERR_GRACE_S = 0.25
 # faulthandler writes the stacks of all threads from its signal handler.
 _DUMP_S = 0.2
+_CLOSED_GRACE_S = 2.0
 
 
 class WorkerGoneError(Exception):
@@ -131,8 +133,8 @@ class Worker:
             raise RpcError.from_object(response.error)
         try:
             return msgspec.json.decode(response.result or b"null", type=result_type)
-        except ValueError as error:
-            await self._give_up(f"an answer of the wrong form: {error}")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            await self._break(f"{error} in its answer to {method}")
             raise WorkerGoneError from error
 
     async def wait_hello(self) -> link.Hello:
@@ -192,6 +194,12 @@ class Worker:
         return self._process.returncode is not None
 
     def _send(self, frame: bytes) -> None:
+        """Raises RpcError LIMIT_EXCEEDED for what the worker would take for a broken protocol."""
+        if len(frame) > link.FRAME_BYTES_MAX:
+            raise RpcError(
+                ErrorKind.LIMIT_EXCEEDED,
+                "the request is too large to be handed to a worker; send less at once",
+            )
         if self._end_input:
             return
         self._outgoing += frame
@@ -239,8 +247,7 @@ class Worker:
                 if data:
                     await stdin.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # It is ending; its exit status says why.
-            pass
+            await self._expect_end("it closed its input")
         finally:
             self._end_input = True
             await trio.aclose_forcefully(stdin)
@@ -256,50 +263,64 @@ class Worker:
                     self._take(event.data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
-        except (LinkFaultError, RpcError) as fault:
-            await self._give_up(str(fault))
+        except LinkFaultError as fault:
+            await self._break(str(fault))
+            return
+        await self._expect_end("it closed its output")
 
-    async def _give_up(self, fault: str) -> None:
-        """It broke the protocol: nothing that it says from now on can be trusted."""
+    async def _expect_end(self, what: str) -> None:
+        """It should be ending, and its exit status says why; if it lives on, nobody can talk to it."""
+        if not await self._ended_within(_CLOSED_GRACE_S):
+            await self._break(f"{what} and lives on")
+
+    async def _break(self, fault: str) -> None:
+        """Nothing that it says from now on can be trusted."""
         self.fault = fault
         _log.error("worker %d broke the protocol: %s", self.pid, fault)
         await self.kill()
 
     def _take(self, frame: bytes) -> None:
+        """Read it, and only then act on it: what goes wrong there is no fault of the worker's."""
         try:
-            message = parse_message(frame)
-            if isinstance(message, Response):
-                self._take_answer(message)
-                return
-            params = message.params or b"{}"
-            match message.method:
-                case link.STEP:
-                    self._handlers.step(self._decode_step(params))
-                case link.HEARTBEAT:
-                    self._handlers.heartbeat(msgspec.json.decode(params, type=link.Heartbeat))
-                case link.PROGRESS:
-                    self._handlers.progress(msgspec.json.decode(params, type=link.LoadProgress))
-                case link.HELLO:
-                    self.hello = msgspec.json.decode(params, type=link.Hello)
-                    self._hello_came.set()
-                case _:
-                    raise LinkFaultError("an unknown method")
+            act = self._read_frame(frame)
         except ValueError as error:
             raise LinkFaultError(f"{error} (a frame of {len(frame)} bytes)") from None
+        act()
 
-    def _take_answer(self, response: Response) -> None:
+    def _read_frame(self, frame: bytes) -> Callable[[], None]:
+        message = parse_message(frame)
+        if isinstance(message, Response):
+            return self._read_response(message)
+        params = message.params or b"{}"
+        match message.method:
+            case link.STEP:
+                return partial(self._handlers.step, self._decode_step(params))
+            case link.HEARTBEAT:
+                return partial(self._handlers.heartbeat, msgspec.json.decode(params, type=link.Heartbeat))
+            case link.PROGRESS:
+                return partial(self._handlers.progress, msgspec.json.decode(params, type=link.LoadProgress))
+            case link.HELLO:
+                return partial(self._greet, msgspec.json.decode(params, type=link.Hello))
+        raise ValueError("an unknown method")
+
+    def _read_response(self, response: Response) -> Callable[[], None]:
         if not isinstance(response.id, int):
-            raise LinkFaultError("an answer without an id of ours")
+            raise ValueError("an answer without an id of ours")
         if response.id > 0:
-            self._handlers.answer(response.id, _read_answer(response))
-        elif settle := self._calls.pop(response.id, None):
-            settle(response)
+            return partial(self._handlers.answer, response.id, _read_answer(response))
+        settle = self._calls.pop(response.id, None)
+        return (lambda: None) if settle is None else partial(settle, response)
+
+    def _greet(self, hello: link.Hello) -> None:
+        self.hello = hello
+        self._hello_came.set()
 
     async def _drain_stderr(self) -> None:
         stderr = self._process.stderr
         try:
             while chunk := await stderr.receive_some(_READ_BYTES):
-                self.stderr.feed(bytes(chunk))
+                for line in self.stderr.feed(bytes(chunk)):
+                    _log.debug("worker %d: %s", self.pid, line)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:

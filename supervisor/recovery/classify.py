@@ -194,6 +194,7 @@ _STATUSES: dict[int, Verdict] = {
         "defect", Restart.BACKOFF, 1, "its traceback is in the death report", blames_request=True
     ),
     ExitCode.GPU_ERROR: _verdict("gpu_error", Restart.BACKOFF, 1, _REPORT, blames_request=True),
+    ExitCode.TERMINATED: _verdict("terminated", Restart.BACKOFF, 1, "somebody sent it SIGTERM"),
     ExitCode.ORPHANED: _verdict(
         "orphaned", Restart.BACKOFF, 1, "it lost its pipe although the supervisor lives"
     ),

@@ -6,6 +6,7 @@ as a real one has them.
 
 import math
 import signal
+from contextlib import suppress
 
 import msgspec
 import trio
@@ -38,6 +39,9 @@ class Plan(msgspec.Struct, kw_only=True):
     """From then on nothing is heard of it, as of a stopped process."""
     stuck_s: float = math.inf
     """From then on its MLX thread finishes nothing, while its heartbeats go on."""
+    load_answer: bytes | None = None
+    """Instead of the proper one."""
+    closes_output_s: float = math.inf
 
 
 class MemoryWorker:
@@ -52,6 +56,7 @@ class MemoryWorker:
         self.stdin, self._incoming = trio.testing.memory_stream_one_way_pair()
         self._outgoing, self.stdout = trio.testing.memory_stream_one_way_pair()
         self.complaints, self.stderr = trio.testing.memory_stream_one_way_pair()
+        self.order: link.Load | None = None
         self._sequences: dict[int, link.Generate] = {}
         self._done: dict[int, int] = {}
         self._born_s = self._moved_s = trio.current_time()
@@ -108,8 +113,11 @@ class MemoryWorker:
     async def _obey(self, call: Call) -> None:
         match call.method:
             case link.LOAD:
+                self.order = msgspec.json.decode(call.params or b"", type=link.Load)
                 await trio.sleep(self.plan.load_s)
-                if self.plan.load_error is not None:
+                if self.plan.load_answer is not None:
+                    await self._say(self.plan.load_answer % _id(call))
+                elif self.plan.load_error is not None:
                     await self._say(encode_error(_id(call), self.plan.load_error))
                 else:
                     self._phase = "idle"
@@ -167,6 +175,9 @@ class MemoryWorker:
         )
 
     async def _speak_garbage(self) -> None:
+        if self.plan.closes_output_s < math.inf:
+            await trio.sleep(self.plan.closes_output_s)
+            await self._outgoing.aclose()
         if self.plan.garbage_s < math.inf:
             await trio.sleep(self.plan.garbage_s)
             await self._say(b"Segmentation fault? No: a print in a library")
@@ -177,7 +188,8 @@ class MemoryWorker:
     async def _say(self, *frames: bytes) -> None:
         if self._lived_s() >= self.plan.silent_s:
             return
-        await self._outgoing.send_all(b"".join(frame + b"\n" for frame in frames))
+        with suppress(trio.ClosedResourceError):
+            await self._outgoing.send_all(b"".join(frame + b"\n" for frame in frames))
 
 
 def token_text(order: link.Generate, position: int) -> str:

@@ -15,18 +15,22 @@ Sampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 _MASK64 = (1 << 64) - 1
+# Below them float32 has no numbers left to tell tokens apart; the likeliest one it is, either way.
+_TEMPERATURE_MIN = 1e-4
+_TOP_P_MIN = 1e-6
 
 
 def make_sampler(sampling: Sampling, vocabulary_tokens: int, position: int) -> Sampler:
     """From log probabilities [1, vocabulary] to a token [1]; call it once for each position, in order."""
-    if sampling.temperature == 0:
+    if sampling.temperature < _TEMPERATURE_MIN:
         # The one shared function: a batch that is all greedy is sampled in one piece.
         greedy: Sampler = greedy_sampler
         return greedy
     inverse_temperature = 1.0 / sampling.temperature
     filters: list[Callable[[mx.array], mx.array]] = []
     if sampling.top_p < 1.0:
-        filters.append(lambda x: apply_top_p(x, sampling.top_p))
+        top_p = max(sampling.top_p, _TOP_P_MIN)
+        filters.append(lambda x: apply_top_p(x, top_p))
     if sampling.min_p > 0.0:
         filters.append(lambda x: apply_min_p(x, sampling.min_p))
     if 0 < sampling.top_k < vocabulary_tokens:

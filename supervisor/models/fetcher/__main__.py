@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from mlxsup import native
 from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.exit_codes import ExitCode
 from mlxsup.supervisor.models.aliases import ALIASES
 from mlxsup.supervisor.models.fetcher.faults import from_os_error
 from mlxsup.supervisor.models.fetcher.lock import held
@@ -20,11 +22,16 @@ from mlxsup.supervisor.models.fetcher.report import Reporter
 from mlxsup.supervisor.models.names import Alias, Pullable, parse_pullable
 from mlxsup.supervisor.models.store import Pulled, Store
 
+_ORPHAN_GRACE_MS = 500
+_ORPHANED = int(ExitCode.ORPHANED)
+
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 2:
         print("usage: python -P -m mlxsup.supervisor.models.fetcher ROOT NAME", file=sys.stderr)
         return 64
+    # A download can wait for minutes for a server that says nothing.
+    native.watch_orphan(sys.stdin.fileno(), _ORPHAN_GRACE_MS, _ORPHANED)
     reporter = Reporter(_claim_stdout())
     try:
         pulled = _pull(Path(arguments[0]), arguments[1], reporter)

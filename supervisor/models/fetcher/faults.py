@@ -40,7 +40,9 @@ def no_space(bytes_needed: int, bytes_free: int) -> RpcError:
 
 
 def from_os_error(error: OSError) -> RpcError:
-    """An error of the model cache's file system."""
+    """An error of the network where the network's own, else of the model cache's file system."""
+    if isinstance(error, socket.gaierror | ConnectionError | TimeoutError):
+        return no_network("the server can't be reached", error.strerror or type(error).__name__)
     if error.errno in _NO_SPACE:
         return RpcError(
             ErrorKind.LIMIT_EXCEEDED,

@@ -41,6 +41,10 @@ class _Recorder(NullEngine):
     def submit(self, id: int, _: Prepared) -> None:
         super().submit(id, Prepared([0], _generate('{"type": "Flood", "seed": 0}')))
 
+    @property
+    def prefill_tokens(self) -> int:
+        return 0
+
     def step(self) -> list[Emission]:
         self.batches.append(self.sequences)
         emissions = super().step()

@@ -195,6 +195,12 @@ class MemoryClient:
             await self.served.wait()
 
 
+async def load(client: MemoryClient) -> None:
+    """Have the worker ready before what a test is about."""
+    await client.request("load", "model/load", {"model": MODEL})
+    assert (await client.receive_response())["id"] == "load"
+
+
 @asynccontextmanager
 async def memory_supervisor(
     *plans: Plan, server: Server | None = None, model: Model | None = None

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from mlxsup.config.schema import Server
@@ -49,6 +50,23 @@ async def test_deltas_of_a_streamed_call_come_before_the_batch_that_answers_it(
     assert "".join(delta["params"]["text"] for delta in deltas) == full_text("p", 4)
     assert {delta["params"]["id"] for delta in deltas} == {1}
     assert {answer["id"] for answer in answers} == {1, 2}
+
+
+async def test_an_id_that_a_batch_has_used_up_can_be_used_again_before_the_batch_is_answered(
+    autojump_clock: MockClock,
+) -> None:
+    async with memory_supervisor() as supervisor:
+        client = supervisor.connect(slow=True)
+        await client.send([generate("slow", 100), generate(1, 2, stream=True)])
+        await trio.sleep(5)
+        await client.send(generate(1, 2, stream=True, prompt="new"))
+        await trio.sleep(5)
+        messages = await client.finish()
+
+    pieces = [message["params"]["text"] for message in messages if "method" in message]
+    (first, *_, last) = pieces
+    assert (first, last) == ("p0 ", "new0 new1 ")
+    assert "".join(pieces) == full_text("p", 2) + full_text("new", 2)
 
 
 async def test_a_batch_does_not_hold_up_what_stands_behind_it(autojump_clock: MockClock) -> None:

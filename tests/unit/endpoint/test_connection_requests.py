@@ -4,14 +4,13 @@ import logging
 from typing import Any
 
 import pytest
-import trio
 from trio.testing import MockClock
 
 from mlxsup.config.schema import Model, Server
 from mlxsup.protocol.framing import HEADERS, LINES, Framing
 from mlxsup.protocol.service import NoParams
-from tests.fakes.memory_worker import Plan, full_text
-from tests.unit.endpoint.in_memory import MODEL, MemoryClient, MemorySupervisor, memory_supervisor
+from tests.fakes.memory_worker import full_text
+from tests.unit.endpoint.in_memory import load, memory_supervisor
 
 both_framings = pytest.mark.parametrize("framing", [LINES, HEADERS], ids=lambda framing: framing.name)
 
@@ -20,12 +19,6 @@ def deltas_of(messages: list[Any], id: Any) -> list[str]:
     return [
         m["params"]["text"] for m in messages if m.get("method") == "stream/delta" and m["params"]["id"] == id
     ]
-
-
-async def ready(client: MemoryClient) -> None:
-    """Have the worker loaded before what the test is about."""
-    await client.request("ready", "model/load", {"model": MODEL})
-    assert (await client.receive_response())["id"] == "ready"
 
 
 @both_framings
@@ -108,7 +101,7 @@ async def test_a_second_request_with_an_id_in_flight_is_refused_and_the_first_go
     async with memory_supervisor() as supervisor:
         client = supervisor.connect()
         if loaded:
-            await ready(client)
+            await load(client)
         await client.generate(7, 4)
         await client.request(7, "server/info")
         await client.generate(7, 2)
@@ -167,88 +160,6 @@ async def test_notifications_are_never_answered_whatever_they_say(autojump_clock
     assert not supervisor.service.shutdown_asked.is_set()
 
 
-async def cancelled_after(supervisor: MemorySupervisor, tokens: int) -> Any:
-    client = supervisor.connect()
-    await ready(client)
-    await client.generate(1, 50, stream=True)
-    for _ in range(tokens):
-        await client.receive()
-    await client.cancel(1)
-    return await client.receive_response()
-
-
-async def test_a_running_request_that_is_cancelled_is_answered_with_its_text_so_far(
-    autojump_clock: MockClock,
-) -> None:
-    async with memory_supervisor() as supervisor:
-        answer = await cancelled_after(supervisor, 3)
-
-    assert answer["result"]["finish_reason"] == "cancelled"
-    assert answer["result"]["text"] == full_text("p", 3)
-    assert answer["result"]["usage"]["completion_tokens"] == 3
-
-
-async def test_a_waiting_request_that_is_cancelled_is_answered_at_once(autojump_clock: MockClock) -> None:
-    async with memory_supervisor(Plan(load_s=100.0)) as supervisor:
-        client = supervisor.connect()
-        await client.generate(1)
-        await client.cancel(1)
-        started_s = trio.current_time()
-        answer = await client.receive()
-        assert trio.current_time() - started_s < 1.0
-
-    assert (answer["result"]["finish_reason"], answer["result"]["text"]) == ("cancelled", "")
-
-
-async def test_a_method_that_is_no_generation_is_cancelled_with_an_error(autojump_clock: MockClock) -> None:
-    async with memory_supervisor(Plan(load_s=100.0)) as supervisor:
-        client = supervisor.connect()
-        await client.request(1, "model/load", {"model": MODEL})
-        await client.cancel(1)
-        started_s = trio.current_time()
-        answer = await client.receive()
-        assert trio.current_time() - started_s < 1.0
-
-    assert (answer["id"], answer["error"]["code"], answer["error"]["data"]["kind"]) == (
-        1,
-        -32800,
-        "cancelled",
-    )
-
-
-async def test_a_cancel_of_what_is_not_in_flight_changes_nothing(autojump_clock: MockClock) -> None:
-    async with memory_supervisor() as supervisor:
-        client = supervisor.connect()
-        await client.generate(1, 2)
-        for id in (2, "1", 0, "", -1):
-            await client.cancel(id)
-        (answer,) = await client.finish()
-
-    assert answer["result"]["finish_reason"] == "length"
-
-
-async def test_a_cancel_reaches_only_the_client_who_sent_it(autojump_clock: MockClock) -> None:
-    async with memory_supervisor() as supervisor:
-        one, other = supervisor.connect(), supervisor.connect()
-        await one.generate(1, 5)
-        await other.generate(1, 5)
-        await other.cancel(1)
-        assert (await other.receive())["result"]["finish_reason"] == "cancelled"
-        assert (await one.receive())["result"]["text"] == full_text("p", 5)
-
-
-async def test_cancelling_twice_is_answered_once(autojump_clock: MockClock) -> None:
-    async with memory_supervisor() as supervisor:
-        client = supervisor.connect()
-        await ready(client)
-        await client.generate(1, 50)
-        await client.cancel(1)
-        await client.cancel(1)
-        (answer,) = await client.finish()
-
-    assert answer["result"]["finish_reason"] == "cancelled"
-
-
 async def test_a_defect_of_a_method_answers_one_request_without_its_text(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -266,6 +177,41 @@ async def test_a_defect_of_a_method_answers_one_request_without_its_text(
     assert "secret" not in str(first)
     assert "result" in second
     assert [record.levelno for record in caplog.records if record.exc_info] == [logging.ERROR]
+
+
+async def test_a_defect_of_the_way_to_a_model_answers_one_request_too(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("at /home/somebody/secret")
+
+    async with memory_supervisor() as supervisor:
+        monkeypatch.setattr(supervisor.service, "generate", fail)
+        client = supervisor.connect()
+        await client.generate(1)
+        await client.request(2, "server/info")
+        first, second = await client.finish()
+
+    assert (first["id"], first["error"]["code"]) == (1, -32603)
+    assert "secret" not in str(first)
+    assert "result" in second
+
+
+async def test_a_result_that_cannot_be_written_as_json_answers_its_request_as_a_defect(
+    autojump_clock: MockClock,
+) -> None:
+    async def name_a_file(_: NoParams, __: object) -> str:
+        return "\udcff"
+
+    async with memory_supervisor() as supervisor:
+        supervisor.service.handlers["server/health"] = name_a_file
+        client = supervisor.connect()
+        await client.request(1, "server/health")
+        await client.request(2, "server/info")
+        answers = {answer["id"]: answer for answer in await client.finish()}
+
+    assert answers[1]["error"]["code"] == -32603
+    assert "result" in answers[2]
 
 
 async def test_events_come_for_subscribed_topics_and_only_to_who_subscribed(

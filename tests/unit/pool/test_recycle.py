@@ -218,6 +218,44 @@ async def test_when_both_die_a_third_one_serves(autojump_clock: MockClock, open_
     assert whole([sink])
 
 
+@pytest.mark.parametrize(
+    ("second", "first", "told"), [(64, -9, ErrorKind.MODEL_LOAD_FAILED), (-9, -9, None), (-9, 64, None)]
+)
+async def test_when_the_new_one_dies_before_the_old_one_has_drained_nobody_is_forgotten(
+    autojump_clock: MockClock, open_stage: OpenStage, second: int, first: int, told: ErrorKind | None
+) -> None:
+    async with open_stage(recovery=Recovery(restart_backoff_base_s=5)) as stage:
+        await stage.runner.ensure_ready()
+        sink = submit(stage)
+        await stage.runner.recycle()
+        stage.shop.workers[1].die(second)
+        await trio.sleep(0.5)
+        stage.shop.workers[0].die(first)
+        await trio.sleep(60)
+
+    if told is None:
+        assert whole([sink])
+    else:
+        assert sink.failure.kind is told
+
+
+async def test_when_both_are_unloaded_and_the_one_that_drains_dies_its_requests_go_on(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage() as stage:
+        await stage.runner.ensure_ready()
+        sink = submit(stage)
+        await stage.runner.recycle()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: stage.runner.unload(force=False))
+            await trio.sleep(0.5)
+            assert stage.runner.snapshot().state == "stopped"
+            stage.shop.workers[0].die(-9)
+        await trio.sleep(30)
+
+    assert whole([sink])
+
+
 async def test_unloading_during_a_recycle_ends_both(autojump_clock: MockClock, open_stage: OpenStage) -> None:
     async with open_stage() as stage:
         await stage.runner.ensure_ready()

@@ -8,12 +8,14 @@ from msgspec.structs import replace
 from trio.testing import MockClock
 
 from mlxsup.config.schema import Model
+from mlxsup.protocol import worker_link
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason, GenerationResult
+from mlxsup.protocol.service import LoadOptions
 from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.memory_worker import Plan, full_text
 from tests.fakes.requests import make_request
-from tests.unit.pool.conftest import OpenStage
+from tests.unit.pool.conftest import OpenStage, Stage
 
 
 async def test_a_request_starts_the_worker_and_is_answered(
@@ -161,7 +163,7 @@ async def test_unload_lets_what_runs_end_first_and_force_does_not(
         await trio.sleep(5)
         await stage.runner.unload(force=True)
 
-    assert forced.failure.kind is ErrorKind.SHUTTING_DOWN
+    assert forced.failure.kind is ErrorKind.CANCELLED
     assert stage.runner.snapshot().state == "stopped"
 
 
@@ -243,3 +245,109 @@ async def test_a_second_signal_cuts_the_draining_short(
 
         assert trio.current_time() - began_s < 1
     assert sink.failure.kind is ErrorKind.SHUTTING_DOWN
+
+
+async def test_a_request_that_is_cancelled_while_its_worker_drains_ends_and_so_does_the_draining(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    sink = CollectingSink()
+    async with open_stage() as stage:
+        await stage.runner.ensure_ready()
+        request = make_request(sink, tokens=10_000)
+        stage.runner.submit(request)
+        began_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: stage.runner.unload(force=False))
+            await trio.sleep(1)
+            stage.runner.cancel(request)
+
+        assert trio.current_time() - began_s < 3
+    assert sink.counted == ["cancelled"]
+
+
+async def test_who_waits_for_the_next_worker_is_answered_at_a_shutdown(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    errors: list[RpcError] = []
+
+    async def wait_ready(stage: Stage) -> None:
+        with pytest.raises(RpcError) as raised:
+            await stage.runner.ensure_ready()
+        errors.append(raised.value)
+
+    async with open_stage() as stage:
+        await stage.runner.ensure_ready()
+        stage.runner.submit(make_request(CollectingSink(), tokens=100))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: stage.runner.unload(force=False))
+            await trio.sleep(1)
+            nursery.start_soon(wait_ready, stage)
+            await trio.sleep(1)
+            nursery.start_soon(stage.runner.close, 0.0, trio.Event())
+
+    assert [error.kind for error in errors] == [ErrorKind.SHUTTING_DOWN]
+
+
+async def test_requests_that_never_reached_a_dead_worker_are_served_by_the_next(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    running, queued = CollectingSink(), CollectingSink()
+    async with open_stage(model=Model(batch_sequences_max=1)) as stage:
+        await stage.runner.ensure_ready()
+        stage.runner.submit(make_request(running, tokens=1000))
+        stage.runner.submit(make_request(queued, tokens=2))
+        await trio.sleep(1)
+        stage.worker.die(-9)
+        await trio.sleep(10)
+
+    assert running.failure.kind is ErrorKind.WORKER_DIED
+    assert queued.text == full_text("p", 2)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(load_answer=b'{"jsonrpc":"2.0","id":%d,"result":{}}'),
+        Plan(closes_output_s=4.0),
+    ],
+    ids=["a load answer of the wrong shape", "an output that is closed"],
+)
+async def test_a_worker_that_lives_and_can_not_be_talked_to_is_ended(
+    autojump_clock: MockClock, open_stage: OpenStage, plan: Plan
+) -> None:
+    sink = CollectingSink()
+    async with open_stage(plan) as stage:
+        stage.runner.submit(make_request(sink, tokens=1000))
+        await trio.sleep(20)
+
+        assert stage.worker.returncode == -signal.SIGKILL
+    assert sink.failure.kind is ErrorKind.WORKER_DIED
+
+
+async def test_a_request_too_large_for_the_link_is_refused_and_the_worker_lives(
+    autojump_clock: MockClock, open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large, small = CollectingSink(), CollectingSink()
+    monkeypatch.setattr(worker_link, "FRAME_BYTES_MAX", 1000)
+    async with open_stage() as stage:
+        await stage.runner.ensure_ready()
+        stage.runner.submit(make_request(small, tokens=20))
+        stage.runner.submit(make_request(large, prompt="x" * 1000))
+        with pytest.raises(RpcError, match="too large"):
+            await stage.runner.call("tokenize", {"text": "x" * 1000}, dict)
+        await trio.sleep(10)
+
+    assert large.failure.kind is ErrorKind.LIMIT_EXCEEDED
+    assert small.text == full_text("p", 20)
+
+
+@pytest.mark.parametrize(("asked", "bound"), [(None, 64), (10**9, 64), (32, 32)])
+async def test_a_client_can_lower_the_configured_context_and_never_raise_it(
+    autojump_clock: MockClock, open_stage: OpenStage, asked: int | None, bound: int
+) -> None:
+    async with open_stage(model=Model(context_tokens_max=64)) as stage:
+        options = LoadOptions(context_tokens_max=asked)
+        await stage.runner.load(pin=None, options=options, on_progress=lambda _: None)
+
+        assert stage.worker.order is not None
+        assert stage.worker.order.context_tokens_max == bound

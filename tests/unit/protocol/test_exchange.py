@@ -72,7 +72,6 @@ def test_messages_are_read_in_order_however_the_stream_is_cut(
     [
         b"not json",
         b"[]",
-        b'{"jsonrpc": "2.0", "method": "unheard/of"}',
         b'{"jsonrpc": "2.0", "method": "stream/delta", "params": {"id": 1}}',
         b'{"jsonrpc": "2.0", "method": "stream/delta"}',
         b"\xff",
@@ -104,3 +103,10 @@ def test_an_error_is_raised_as_it_was_sent() -> None:
     with pytest.raises(RpcError, match="full") as caught:
         read_result("tokenize", response)
     assert caught.value.data == error.data
+
+
+def test_a_notification_of_a_later_protocol_is_passed_over() -> None:
+    frames = b'{"jsonrpc":"2.0","method":"unheard/of"}\n{"jsonrpc":"2.0","id":1,"result":{}}\n'
+
+    (message,) = Exchange().read(frames)
+    assert isinstance(message, Response)

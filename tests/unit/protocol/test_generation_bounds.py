@@ -23,12 +23,13 @@ INTEGERS = {
     "deadline_ms": (1, 7 * DAY_MS),
 }
 FLOATS = {
+    "repetition_penalty": (0.01, 10.0),
     "temperature": (0.0, 5.0),
     "min_p": (0.0, 1.0),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
 }
-ABOVE_ZERO = {"top_p": 1.0, "repetition_penalty": 10.0}
+ABOVE_ZERO = {"top_p": 1.0}
 BOOLEANS = {"stream", "resume"}
 # What is taken, and what is not, of everything that is no plain number.
 OTHERS: dict[str, tuple[list[Any], list[Any]]] = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlxsup.supervisor.recovery.redact import redact_stderr
+from mlxsup.supervisor.recovery.redact import _CLASSES, redact_stderr
 from tests.unit.recovery.test_classify import ABORTS, FORMS, TEXTS, died
 
 SECRET = "xylophone"
@@ -56,6 +56,7 @@ def test_no_word_of_a_prompt_survives_wherever_it_stands(around: str) -> None:
 
 
 VOCABULARY: list[str] = [
+    *_CLASSES,
     *TEXTS,
     *AROUND,
     *(line for form in FORMS.values() for line in form("")[1]),

@@ -50,6 +50,10 @@ class CountingEngine:
         del self.running[id]
         return Emission(id, "", [], FinishReason.CANCELLED)
 
+    @property
+    def prefill_tokens(self) -> int:
+        return 0
+
     def step(self) -> list[Emission]:
         emissions = []
         for id, (done, most) in list(self.running.items()):
@@ -94,7 +98,10 @@ class Bench:
         return [msgspec.json.decode(line) for line in self._data.splitlines()]
 
     def wait_answer(self, id: int) -> None:
-        while f'"id":{id},'.encode() not in self._data:
+        self.wait_for(f'"id":{id},'.encode())
+
+    def wait_for(self, text: bytes) -> None:
+        while text not in self._data:
             self._data += os.read(self.reading, 1 << 16)
 
 
@@ -170,6 +177,7 @@ def test_questions_are_answered_beside_the_batch(bench: Bench) -> None:
     bench.inbox.put(Command(7, Detokenize(tokens=[1])))
     bench.wait_answer(6)
     bench.wait_answer(7)
+    bench.wait_for(b'"step"')
 
     assert 5 in bench.engine.running
     bench.inbox.put(Command(0, Cancel(id=5)))

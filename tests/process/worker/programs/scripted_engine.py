@@ -40,6 +40,10 @@ class ScriptedEngine:
         del self._scripts[id]
         return Emission(id, "", [], FinishReason.CANCELLED)
 
+    @property
+    def prefill_tokens(self) -> int:
+        return 0
+
     def step(self) -> list[Emission]:
         return [self._advance(id, *script) for id, script in list(self._scripts.items())]
 
@@ -77,4 +81,4 @@ def load(order: Load, report: ReportLoad) -> ScriptedEngine:
     return ScriptedEngine()
 
 
-run_worker(_PIPES, load)
+run_worker(_PIPES, lambda: load)
