@@ -388,7 +388,7 @@ class ModelRunner:
             lost,
             poison=self._poison,
             policy=self._policy,
-            another=not was_current or self._successor is not None,
+            another=bool(self._life or self._successor) or self._state is WorkerState.BACKOFF,
             now_s=now_s,
         )
         verdict = aftermath.verdict
@@ -399,13 +399,17 @@ class ModelRunner:
             self._quarantine(request, aftermath)
         for request in aftermath.failed:
             self._book.fail(request, aftermath.error)
-        if self._closing is not None:
+        nowhere = self._closing or self.gate.why_shut(now_s)
+        if nowhere is not None:
             for request in aftermath.resumed:
-                self._book.fail(request, self._closing)
+                self._book.fail(request, nowhere)
         else:
             self._book.resume(aftermath.resumed, now_s)
         if was_current:
             self._go_on(aftermath, now_s)
+        elif self._life is None and self._book.queued:
+            # It had been replaced, and who replaced it is gone, too.
+            self._want()
         return aftermath.error
 
     def _go_on(self, aftermath: Aftermath, now_s: float) -> None:

@@ -16,7 +16,8 @@ from tests.fakes.memory_worker import Plan, full_text
 from tests.fakes.requests import make_request
 from tests.unit.pool.conftest import SEED, OpenStage, Stage, open_stage, until
 
-OUT_OF_MEMORY = b"RuntimeError: [METAL] Command buffer execution failed: Insufficient Memory (00000008:x).\n"
+# Without a newline, as a process that is cut off leaves its last line.
+OUT_OF_MEMORY = b"RuntimeError: [METAL] Command buffer execution failed: Insufficient Memory (00000008:x)."
 NO_LIMIT = Recovery(restarts_max=10**6, breaker_deaths=10**6)
 
 

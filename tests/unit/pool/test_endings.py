@@ -156,7 +156,7 @@ async def test_unloading_by_force_in_backoff_tells_who_waits(
         stage.worker.die(-9)
         await trio.sleep(1)
         await stage.runner.unload(force=True)
-        assert sink.failure.kind is ErrorKind.SHUTTING_DOWN
+        assert sink.failure.kind is ErrorKind.CANCELLED
         await trio.sleep(2000)
 
         assert stage.runner.snapshot().state == "stopped"

@@ -263,7 +263,7 @@ async def test_unloading_during_a_recycle_ends_both(autojump_clock: MockClock, o
         async with trio.open_nursery() as nursery:
 
             async def recycle() -> None:
-                with pytest.raises(RpcError, match="stopped"):
+                with pytest.raises(RpcError, match="unloaded"):
                     await stage.runner.recycle()
 
             nursery.start_soon(recycle)

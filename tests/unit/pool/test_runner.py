@@ -294,7 +294,9 @@ async def test_requests_that_never_reached_a_dead_worker_are_served_by_the_next(
     running, queued = CollectingSink(), CollectingSink()
     async with open_stage(model=Model(batch_sequences_max=1)) as stage:
         await stage.runner.ensure_ready()
-        stage.runner.submit(make_request(running, tokens=1000))
+        lost = make_request(running, tokens=1000)
+        lost.resume = False
+        stage.runner.submit(lost)
         stage.runner.submit(make_request(queued, tokens=2))
         await trio.sleep(1)
         stage.worker.die(-9)
@@ -312,16 +314,17 @@ async def test_requests_that_never_reached_a_dead_worker_are_served_by_the_next(
     ],
     ids=["a load answer of the wrong shape", "an output that is closed"],
 )
-async def test_a_worker_that_lives_and_can_not_be_talked_to_is_ended(
+async def test_a_worker_that_lives_and_can_not_be_talked_to_is_ended_and_what_it_had_goes_on(
     autojump_clock: MockClock, open_stage: OpenStage, plan: Plan
 ) -> None:
     sink = CollectingSink()
-    async with open_stage(plan) as stage:
-        stage.runner.submit(make_request(sink, tokens=1000))
-        await trio.sleep(20)
+    async with open_stage(plan, Plan()) as stage:
+        stage.runner.submit(make_request(sink, tokens=100))
+        await trio.sleep(30)
 
-        assert stage.worker.returncode == -signal.SIGKILL
-    assert sink.failure.kind is ErrorKind.WORKER_DIED
+        assert stage.shop.workers[0].returncode == -signal.SIGKILL
+        assert stage.classes == ["protocol_broken"]
+    assert sink.text == full_text("p", 100)
 
 
 async def test_a_request_too_large_for_the_link_is_refused_and_the_worker_lives(
