@@ -231,26 +231,31 @@ def test_only_what_memory_caused_takes_its_requests_along() -> None:
     }
 
 
-def test_no_request_is_blamed_for_what_came_from_outside() -> None:
-    blamed = {name for name, verdict in verdicts().items() if verdict.blames_request}
-
-    assert not blamed & {
-        "killed",
-        "terminated",
-        "gpu_victim",
-        "gpu_penalty_box",
+def test_a_request_is_blamed_for_what_it_can_have_caused_and_not_for_what_came_from_outside() -> None:
+    assert {name for name, verdict in verdicts().items() if not verdict.blames_request} == {
+        "allocation_failed",
+        "bad_configuration",
         "buffer_count",
+        "double_import",
+        "gpu_out_of_memory",
+        "gpu_penalty_box",
+        "gpu_victim",
+        "import_error",
+        "killed",
+        "model_file",
+        "no_metal",
         "orphaned",
+        "protocol_error",
+        "stream_thread",
+        "terminated",
         "unknown",
     }
-    assert blamed >= {
-        "segmentation_fault",
-        "bus_error",
-        "aborted",
-        "hung",
-        "gpu_page_fault",
-        "metal_assertion",
-        "defect",
+
+
+def test_faults_of_the_gpu_that_come_from_elsewhere_point_at_the_machine() -> None:
+    assert {name for name, verdict in verdicts().items() if verdict.machine} == {
+        "gpu_victim",
+        "gpu_penalty_box",
     }
 
 
