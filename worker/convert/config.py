@@ -75,9 +75,16 @@ def special_tokens(metadata: Metadata) -> Json:
 
 def as_written(number: float) -> float:
     """The shortest decimal that is the same 32-bit float: 1e-05 rather than 9.999999747378752e-06."""
-    stored = struct.pack("<f", number)
     candidates = (float(f"{number:.{digits}g}") for digits in range(1, 10))
-    return next((short for short in candidates if struct.pack("<f", short) == stored), number)
+    return next((short for short in candidates if _is_stored_as(short, number)), number)
+
+
+def _is_stored_as(short: float, number: float) -> bool:
+    try:
+        return struct.pack("<f", short) == struct.pack("<f", number)
+    except OverflowError:
+        # Rounded up, beyond the largest one.
+        return False
 
 
 def _quantization(shapes: Mapping[str, tuple[int, ...]]) -> Json | None:

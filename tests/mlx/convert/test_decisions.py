@@ -4,7 +4,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlxsup.worker.convert.config import as_written, llama_config
@@ -120,6 +120,7 @@ def test_a_model_that_would_come_out_wrong_is_refused_by_its_reason(
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+@example(3.4025001647762064e38)
 def test_a_number_written_shortly_is_the_same_32_bit_number(number: float) -> None:
     assert struct.pack("<f", as_written(number)) == struct.pack("<f", number)
 
