@@ -63,6 +63,7 @@ class MemoryWorker:
         self._phase = "load"
         self._ended = trio.Event()
         self._life = trio.CancelScope()
+        self._speaking = trio.Lock()
 
     async def wait(self) -> int:
         await self._ended.wait()
@@ -87,6 +88,8 @@ class MemoryWorker:
             with self._life:
                 await self._main()
         finally:
+            # A test that ends takes its workers with it.
+            self.die(-signal.SIGKILL)
             for stream in (self._outgoing, self.complaints, self._incoming):
                 stream.close()
 
@@ -188,8 +191,9 @@ class MemoryWorker:
     async def _say(self, *frames: bytes) -> None:
         if self._lived_s() >= self.plan.silent_s:
             return
-        with suppress(trio.ClosedResourceError):
-            await self._outgoing.send_all(b"".join(frame + b"\n" for frame in frames))
+        async with self._speaking:
+            with suppress(trio.ClosedResourceError):
+                await self._outgoing.send_all(b"".join(frame + b"\n" for frame in frames))
 
 
 def token_text(order: link.Generate, position: int) -> str:
