@@ -1,0 +1,21 @@
+"""A worker that is real but for its engine, and that fails when told to.
+
+    python -P scripts/faulty_worker [--counts FOLDER]
+
+as the supervisor's `worker.command`. A request's prompt is a `Script` in JSON (see `script.py`): its text is
+`engine.faulty_text(seed, max_tokens)`, whatever happens in between.
+"""
+
+import sys
+from pathlib import Path
+
+# The folder itself was put there; with the checkout's root, modules have the names that the type checker knows.
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from mlxsup.protocol.descriptors import claim_pipes  # noqa: E402
+
+_PIPES = claim_pipes()
+
+from scripts.faulty_worker.worker import run  # noqa: E402  (nothing that could print comes before the pipes are safe)
+
+run(_PIPES, sys.argv[1:])

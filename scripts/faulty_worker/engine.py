@@ -1,0 +1,165 @@
+"""An engine that computes no model: text, tokens and pace are what a request's `Script` says, and so are its faults.
+
+The whole text is known beforehand, so that anybody can tell whether a stream had all of it, once. Where it goes on
+after another worker's death it does so as the real engine does: the position follows from the delivered tokens, the
+text from the delivered characters. Some tokens give no text before the next one has come, as half a character does.
+"""
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.worker_link import Generate, Loaded
+from mlxsup.worker.engine.interface import Emission, Prepared
+from scripts.faulty_worker.script import Fault, FaultKind, Script
+
+CONTEXT_TOKENS = 1 << 24
+VOCABULARY_TOKENS = 49152
+_PIECES = (
+    " the",
+    " of",
+    "ing",
+    ",",
+    " and",
+    " model",
+    "\n",
+    ' "',
+    "é",
+    " supervis",
+    "ed",
+    ".",
+    " in",
+    "s",
+    " 東",
+    "\t",
+)
+_STRIDE = 7
+_TOKEN_STRIDE = 7919
+# Of every so many tokens one holds its text back until the next one.
+_HELD_EVERY = 5
+_SLOWNESS = 5
+
+
+def faulty_text(seed: int, tokens: int) -> str:
+    """All the text of the first `tokens` tokens of a request with this seed."""
+    return "".join(_piece(seed, number) for number in range(tokens))
+
+
+def faulty_tokens(seed: int, tokens: int) -> list[int]:
+    return [(seed + number * _TOKEN_STRIDE) % VOCABULARY_TOKENS for number in range(tokens)]
+
+
+def _piece(seed: int, number: int) -> str:
+    # The number stands in it now and then: a text that skips a whole round of pieces is another text.
+    return f" {number}" if (seed + number) % 8 == 0 else _PIECES[(seed + number * _STRIDE) % len(_PIECES)]
+
+
+class _Sequence(msgspec.Struct):
+    """`held` is text of tokens that are delivered, which is not."""
+
+    script: Script
+    max_tokens: int
+    tokens: int
+    held: str
+    prefill_left: int
+
+
+class FaultyEngine:
+    """`strike` is called with each fault whose moment has come, by the MLX thread."""
+
+    def __init__(self, strike: Callable[[Fault], None], prefill_chunk_tokens: int, load_s: float) -> None:
+        self.loaded = Loaded(
+            model_type="faulty",
+            context_tokens=CONTEXT_TOKENS,
+            weights_bytes=0,
+            vocabulary_tokens=VOCABULARY_TOKENS,
+            load_s=load_s,
+        )
+        self._strike = strike
+        self._prefill_chunk_tokens = prefill_chunk_tokens
+        self._running: dict[int, _Sequence] = {}
+
+    def prepare(self, request: Generate) -> Prepared:
+        script = _script(request)
+        delivered = request.delivered_tokens
+        if delivered != faulty_tokens(script.seed, len(delivered)):
+            raise RpcError(ErrorKind.INTERNAL, "the delivered tokens are not those of this request")
+        if request.delivered_chars > len(faulty_text(script.seed, len(delivered))):
+            raise RpcError(ErrorKind.INTERNAL, "more text was delivered than its tokens have")
+        return Prepared([0] * script.prompt_tokens, request)
+
+    def submit(self, id: int, prepared: Prepared) -> Emission | None:
+        request, script = prepared.request, _script(prepared.request)
+        done = len(request.delivered_tokens)
+        held = faulty_text(script.seed, done)[request.delivered_chars :]
+        if done >= request.max_tokens:
+            return Emission(id, held, [], FinishReason.LENGTH)
+        self._running[id] = _Sequence(script, request.max_tokens, done, held, script.prompt_tokens + done)
+        return None
+
+    def cancel(self, id: int) -> Emission:
+        return Emission(id, self._running.pop(id).held, [], FinishReason.CANCELLED)
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(map(self._chunk, self._running.values()))
+
+    def _chunk(self, sequence: _Sequence) -> int:
+        return min(self._prefill_chunk_tokens, sequence.prefill_left)
+
+    def step(self) -> list[Emission]:
+        """A chunk of every prompt, and a token for every sequence whose prompt was done before."""
+        decoding = {id: sequence for id, sequence in self._running.items() if not sequence.prefill_left}
+        self._prefill()
+        for sequence in decoding.values():
+            fault = sequence.script.fault
+            if fault is not None and sequence.tokens >= fault.at_token:
+                self._strike(fault)
+        _pause(max((sequence.script.token_ms for sequence in decoding.values()), default=0.0))
+        return [self._advance(id, sequence) for id, sequence in decoding.items()]
+
+    def _prefill(self) -> None:
+        for sequence in self._running.values():
+            if not sequence.prefill_left:
+                continue
+            script, chunk = sequence.script, self._chunk(sequence)
+            slow = script.fault is not None and script.fault.kind is FaultKind.SLOW
+            sequence.prefill_left -= chunk
+            _pause(script.prefill_ms * chunk * (_SLOWNESS if slow else 1))
+
+    def _advance(self, id: int, sequence: _Sequence) -> Emission:
+        seed, number = sequence.script.seed, sequence.tokens
+        token = (seed + number * _TOKEN_STRIDE) % VOCABULARY_TOKENS
+        text = sequence.held + _piece(seed, number)
+        sequence.tokens += 1
+        if sequence.tokens >= sequence.max_tokens:
+            del self._running[id]
+            return Emission(id, text, [token], FinishReason.LENGTH)
+        if (seed + number) % _HELD_EVERY == 0:
+            sequence.held = text
+            return Emission(id, "", [token])
+        sequence.held = ""
+        return Emission(id, text, [token])
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def detokenize(self, tokens: list[int]) -> str:
+        return bytes(token % 256 for token in tokens).decode(errors="replace")
+
+
+def _script(request: Generate) -> Script:
+    try:
+        return msgspec.json.decode(request.prompt or "", type=Script)
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        raise RpcError(
+            ErrorKind.INVALID_PARAMS, f"`$.prompt` is no script: {error}", path="$.prompt"
+        ) from None
+
+
+def _pause(milliseconds: float) -> None:
+    if milliseconds > 0:
+        time.sleep(milliseconds / 1000)
