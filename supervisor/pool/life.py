@@ -18,8 +18,9 @@ from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.process import Observation
 from mlxsup.supervisor.pool.worker import Handlers, Worker, WorkerGoneError
 from mlxsup.supervisor.recovery.classify import Evidence
+from mlxsup.supervisor.recovery.limits import watchdog_limits
 from mlxsup.supervisor.recovery.memory_truth import MemorySample
-from mlxsup.supervisor.recovery.watchdog import Stall, Watchdog, WatchdogLimits
+from mlxsup.supervisor.recovery.watchdog import Stall, Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ class Life:
             with trio.fail_after(self._config.hello_timeout_s):
                 await worker.wait_hello()
             self._enter(WorkerState.LOADING)
-            self._watchdog = Watchdog(_watchdog_limits(self._config, self._recovery), trio.current_time())
+            self._watchdog = Watchdog(watchdog_limits(self._config, self._recovery), trio.current_time())
             nursery.start_soon(self._watch_progress, worker, self._watchdog)
             with trio.fail_after(self._config.load_timeout_s):
                 return await worker.call(link.LOAD, self._order(folder), link.Loaded)
@@ -285,14 +286,3 @@ class Life:
         if self._stall is not None:
             return self._stall.reason
         return f"it broke the worker protocol: {worker.fault}" if worker.fault else None
-
-
-def _watchdog_limits(config: WorkerConfig, recovery: Recovery) -> WatchdogLimits:
-    return WatchdogLimits(
-        heartbeat_interval_s=config.heartbeat_interval_s,
-        silence_s=recovery.silence_s,
-        load_stall_s=recovery.load_stall_s,
-        step_s=recovery.step_s,
-        pickup_s=recovery.pickup_s,
-        prefill_tokens_per_s_min=recovery.prefill_tokens_per_s_min,
-    )

@@ -17,13 +17,15 @@ from mlxsup.supervisor.models.aliases import ALIASES
 from mlxsup.supervisor.models.folder_check import check_folder
 from mlxsup.supervisor.models.names import Folder, Source, check_name, parse_source
 from mlxsup.supervisor.models.store import Store
+from mlxsup.supervisor.pool.casualties import Witness
 from mlxsup.supervisor.pool.hatchery import Hatchery
 from mlxsup.supervisor.pool.launch import worker_command, worker_environment
 from mlxsup.supervisor.pool.life import WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.process import ChildProcess, available_bytes, observe_process, spawn_process
-from mlxsup.supervisor.pool.runner import ModelRunner, Witness, breaker_limits
+from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.recovery.breaker import BreakerState, CircuitBreaker
+from mlxsup.supervisor.recovery.limits import breaker_limits
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
 
 

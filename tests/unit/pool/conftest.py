@@ -15,10 +15,11 @@ from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.pool.hatchery import Hatchery
 from mlxsup.supervisor.pool.life import Life, WorkerSource
 from mlxsup.supervisor.pool.process import Observation
-from mlxsup.supervisor.pool.runner import ModelRunner, breaker_limits
+from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.recovery.aftermath import Aftermath
 from mlxsup.supervisor.recovery.breaker import CircuitBreaker
 from mlxsup.supervisor.recovery.classify import Evidence
+from mlxsup.supervisor.recovery.limits import breaker_limits
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
 from tests.fakes.memory_worker import MemoryWorker, Plan, WorkerShop
 

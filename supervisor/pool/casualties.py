@@ -1,0 +1,96 @@
+"""What a worker's death does to a model's requests: which go on, which end, and who is told."""
+
+import logging
+from typing import Protocol
+
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.supervisor.generation.request import GenerationRequest
+from mlxsup.supervisor.pool.life import Ending, Life
+from mlxsup.supervisor.pool.request_book import RequestBook
+from mlxsup.supervisor.recovery.aftermath import Aftermath, decide_aftermath
+from mlxsup.supervisor.recovery.classify import Evidence
+from mlxsup.supervisor.recovery.gate import Gate
+from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
+from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
+
+_log = logging.getLogger(__name__)
+
+
+class Witness(Protocol):
+    """Is told of each death and of each request that is quarantined, at once."""
+
+    def worker_died(self, model: str, life: Life, evidence: Evidence, aftermath: Aftermath) -> None: ...
+
+    def request_quarantined(self, entry: QuarantinedRequest) -> None: ...
+
+
+class Casualties:
+    def __init__(
+        self,
+        model: str,
+        book: RequestBook,
+        gate: Gate,
+        policy: RestartPolicy,
+        poison: PoisonWatch,
+        witness: Witness,
+    ) -> None:
+        self._model = model
+        self._book = book
+        self._gate = gate
+        self._policy = policy
+        self._poison = poison
+        self._witness = witness
+
+    def settle(
+        self,
+        life: Life,
+        ending: Ending,
+        lost: list[GenerationRequest],
+        *,
+        another: bool,
+        closing: RpcError | None,
+        now_s: float,
+    ) -> Aftermath:
+        """Each of `lost`, which `life` had when it died, goes back to the queue or ends.
+
+        `another`: a worker of the model is there or on its way, whatever this death means. `closing` is what requests
+        are refused with while the supervisor shuts down.
+        """
+        assert ending.death is not None
+        aftermath = decide_aftermath(
+            ending.death,
+            ending.why,
+            lost,
+            poison=self._poison,
+            policy=self._policy,
+            another=another,
+            now_s=now_s,
+        )
+        verdict = aftermath.verdict
+        _log.error("%s: the worker died: %s: %s", self._model, aftermath.reason, aftermath.action)
+        self._gate.worker_died(counts=verdict.weight > 0, machine=verdict.machine, now_s=now_s)
+        self._witness.worker_died(self._model, life, ending.death, aftermath)
+        for request in aftermath.quarantined:
+            self._quarantine(request, aftermath)
+        for request in aftermath.failed:
+            self._book.fail(request, aftermath.error)
+        nowhere = closing or self._gate.why_shut(now_s)
+        if nowhere is None:
+            self._book.resume(aftermath.resumed, now_s)
+        else:
+            for request in aftermath.resumed:
+                self._book.fail(request, nowhere)
+        return aftermath
+
+    def _quarantine(self, request: GenerationRequest, aftermath: Aftermath) -> None:
+        entry = self._poison.find(self._model, request.order)
+        if entry is not None:
+            self._witness.request_quarantined(entry)
+        self._book.fail(
+            request,
+            RpcError(
+                ErrorKind.QUARANTINED,
+                f"this request was in flight when two workers died and is refused from now on; {aftermath.reason}",
+                death=aftermath.death,
+            ),
+        )

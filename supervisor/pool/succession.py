@@ -1,0 +1,324 @@
+"""One worker's life after the other, and two at a time while one replaces the other.
+
+Rule 1: a life is begun when something wants the model, and again when a worker dies, as the restart policy says, until
+the model is unloaded. Rule 2: whoever waits for a worker is settled when its load resolves, however it does. Rule 3:
+what a worker had in flight when it ended is settled then: it goes on in the next one, or ends with the death.
+Rule 4: a successor loads while the old one goes on, and takes over when it is ready; then the old one drains.
+"""
+
+import logging
+import math
+
+import trio
+
+from mlxsup.config.schema import Model as ModelConfig
+from mlxsup.config.schema import Recovery
+from mlxsup.config.schema import Worker as WorkerConfig
+from mlxsup.protocol import worker_link as link
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.supervisor.generation.request import GenerationRequest
+from mlxsup.supervisor.pool.casualties import Casualties
+from mlxsup.supervisor.pool.life import Ending, Life, WorkerSource
+from mlxsup.supervisor.pool.lifecycle import WorkerState
+from mlxsup.supervisor.pool.request_book import RequestBook
+from mlxsup.supervisor.pool.standing import Standing
+from mlxsup.supervisor.recovery.aftermath import Aftermath
+from mlxsup.supervisor.recovery.classify import Restart
+from mlxsup.supervisor.recovery.gate import Gate
+from mlxsup.supervisor.recovery.limits import memory_limits
+from mlxsup.supervisor.recovery.memory_truth import MemorySample, judge_memory
+from mlxsup.supervisor.recovery.recycling import RecyclePolicy
+from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
+
+_log = logging.getLogger(__name__)
+
+
+class Succession:
+    """The lives' owner. `model` may be replaced: the next life is loaded by it."""
+
+    def __init__(
+        self,
+        name: str,
+        model: ModelConfig,
+        config: WorkerConfig,
+        recovery: Recovery,
+        source: WorkerSource,
+        *,
+        standing: Standing,
+        book: RequestBook,
+        gate: Gate,
+        policy: RestartPolicy,
+        casualties: Casualties,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self._config = config
+        self._recovery = recovery
+        self._source = source
+        self._standing = standing
+        self._book = book
+        self._gate = gate
+        self._policy = policy
+        self._casualties = casualties
+        self._recycling = RecyclePolicy(recovery)
+        self._generation = 0
+        self._wanted = trio.Event()
+        # Once wanted, a model is kept: a worker that dies is replaced, also while nobody asks for anything.
+        self._keep = False
+        self._not_before_s = -math.inf
+        self._hurry = trio.Event()
+        self._last_sample: MemorySample | None = None
+        self._lives: set[Life] = set()
+        self.current: Life | None = None
+        self._successor: Life | None = None
+        self.closing: RpcError | None = None
+
+    @property
+    def generation(self) -> int:
+        """Of the worker that serves, or served last."""
+        return self._generation if self.current is None else self.current.generation
+
+    # What the runner wants.
+
+    def want(self) -> None:
+        self._keep = True
+        self._wanted.set()
+
+    def let_go(self) -> None:
+        """Nobody has to be replaced any more, unless requests wait."""
+        self._keep = False
+
+    def hasten(self) -> None:
+        """The next life begins without any further wait."""
+        self._not_before_s = -math.inf
+        self._hurry.set()
+
+    def close(self, error: RpcError) -> None:
+        """Begin no life any more."""
+        self.closing = error
+        self._keep = False
+        self._hurry.set()
+
+    async def stop(self, *, at_once: bool) -> None:
+        for life in tuple(self._lives):
+            life.stop(at_once=at_once)
+        for life in tuple(self._lives):
+            await life.over.wait()
+
+    def rest(self) -> None:
+        """Wait for no restart that nobody wants any more."""
+        if self._standing.state is WorkerState.BACKOFF and not self._is_wanted():
+            self._enter(WorkerState.STOPPED)
+
+    def replace(self, old: Life) -> Life | None:
+        """Another one takes over from the worker that serves; None when `old` has to end first."""
+        if self._successor is not None:
+            return self._successor
+        needed = (old.samples[-1].resident_bytes if old.samples else 0) + self._recovery.headroom_bytes
+        if self._source.available() < needed:
+            _log.info("%s: not enough memory for two workers: draining first", self.name)
+            old.stop(at_once=False)
+        elif not old.stopping:
+            self._successor = self._begin()
+        return self._successor
+
+    def request_ended(self, request: GenerationRequest) -> None:
+        self._recycle(self._recycling.after_request(len(request.tokens), trio.current_time()))
+
+    def _recycle(self, why: str | None) -> None:
+        old = self.current
+        if why is None or old is None or self._successor is not None:
+            return
+        if self._standing.state is WorkerState.READY:
+            _log.info("%s: recycling the worker: %s", self.name, why)
+            self.replace(old)
+
+    # One life after the other.
+
+    async def run(self) -> None:
+        """Begin a life whenever one is wanted and none is there; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while True:
+                await self._wanted.wait()
+                self._wanted = trio.Event()
+                if self.current is None and self.closing is None:
+                    await self._wait_turn()
+                    if self._may_begin():
+                        self.current = self._begin()
+
+    async def _wait_turn(self) -> None:
+        self._hurry = trio.Event()
+        with trio.move_on_at(self._not_before_s):
+            await self._hurry.wait()
+
+    def _is_wanted(self) -> bool:
+        if self.closing is not None:
+            return False
+        return self._keep or self._book.queued > 0 or self._standing.attempt.waiters > 0
+
+    def _may_begin(self) -> bool:
+        if not self._is_wanted():
+            self.rest()
+            return False
+        stranded = judge_memory(self._last_sample, self._source.available(), memory_limits(self._recovery))
+        if stranded is None:
+            return True
+        self._give_up(
+            WorkerState.FAILED, RpcError(ErrorKind.MODEL_LOAD_FAILED, str(stranded), retriable=True)
+        )
+        return False
+
+    def _begin(self) -> Life:
+        self._generation += 1
+        life = Life(self._source, self.model, self._config, self._recovery, self)
+        life.generation = self._generation
+        self._lives.add(life)
+        self._nursery.start_soon(self._live, life)
+        return life
+
+    async def _live(self, life: Life) -> None:
+        ending = None
+        try:
+            ending = await life.run()
+        finally:
+            self._conclude(life, ending or Ending())
+
+    def _conclude(self, life: Life, ending: Ending) -> None:
+        """Settle what the life leaves behind, and decide what comes next."""
+        now_s = trio.current_time()
+        self._lives.discard(life)
+        was_current = life is self.current
+        if was_current:
+            self.current = None
+            self._last_sample = life.samples[-1] if life.samples else self._last_sample
+        if life is self._successor:
+            self._successor = None
+            self._recycling.note_refused(now_s)
+        lost = self._book.lose_worker(life, now_s)
+        if ending.death is not None:
+            life.error = self._after_death(life, ending, lost, now_s, was_current=was_current)
+        else:
+            for request in lost:
+                self._book.fail(request, self.closing or stopped_error())
+            self._after_end(ending.refusal, was_current=was_current)
+            life.error = ending.refusal or stopped_error()
+        life.ready_or_over.set()
+        life.over.set()
+
+    def _after_end(self, refusal: RpcError | None, *, was_current: bool) -> None:
+        if not was_current:
+            if refusal is not None:
+                _log.error("%s: the new worker can't be had, the old one goes on: %s", self.name, refusal)
+        elif refusal is not None:
+            self._give_up(WorkerState.FAILED, refusal)
+        else:
+            self._enter(WorkerState.STOPPED)
+            if self._is_wanted():
+                self.want()
+
+    def _after_death(
+        self, life: Life, ending: Ending, lost: list[GenerationRequest], now_s: float, *, was_current: bool
+    ) -> RpcError:
+        another = bool(self.current or self._successor) or self._standing.state is WorkerState.BACKOFF
+        aftermath = self._casualties.settle(
+            life, ending, lost, another=another, closing=self.closing, now_s=now_s
+        )
+        if was_current:
+            self._go_on(aftermath, now_s)
+        elif self.current is None and self._book.queued:
+            # It had been replaced, and who replaced it is gone, too.
+            self.want()
+        return aftermath.error
+
+    def _go_on(self, aftermath: Aftermath, now_s: float) -> None:
+        """After the death of the worker that served."""
+        if self._successor is not None:
+            # It loads, and is the model's worker now.
+            self.current, self._successor = self._successor, None
+            self._standing.adopt(self.current.state, self.generation)
+        elif aftermath.wait_s is None:
+            never = aftermath.verdict.restart is Restart.NEVER
+            state = WorkerState.FAILED if never else WorkerState.QUARANTINED
+            self._give_up(state, _down_error(state, aftermath))
+        else:
+            self._not_before_s = now_s + aftermath.wait_s
+            if self._is_wanted():
+                self._enter(WorkerState.BACKOFF, aftermath.reason)
+                self.want()
+            else:
+                self._enter(WorkerState.STOPPED)
+
+    def _give_up(self, state: WorkerState, error: RpcError) -> None:
+        """No worker can be had: whoever waits is told why, and so is whoever comes soon."""
+        self._keep = False
+        self._not_before_s = -math.inf
+        until_s = math.inf
+        if state is WorkerState.FAILED:
+            until_s = trio.current_time() + self._recovery.failed_hold_s
+        self._gate.shut(error, until_s)
+        self._book.fail_queued(error)
+        self._standing.settle(error)
+        self._enter(state, error.message)
+
+    def _enter(self, state: WorkerState, reason: str | None = None) -> None:
+        self._standing.enter(state, self.generation, reason)
+
+    # What its lives tell.
+
+    def enter(self, life: Life, state: WorkerState) -> None:
+        if life is self.current:
+            self._enter(state)
+
+    def report(self, life: Life, progress: link.LoadProgress) -> None:
+        if life is self.current:
+            self._standing.attempt.report(progress)
+
+    def ready(self, life: Life, loaded: link.Loaded) -> None:
+        megabytes = loaded.weights_bytes // 10**6
+        _log.info("%s: loaded in %.1f s, %d MB of weights", self.name, loaded.load_s, megabytes)
+        now_s = trio.current_time()
+        self._policy.note_ready(now_s)
+        self._recycling.note_ready()
+        if life is self._successor:
+            old, self.current, self._successor = self.current, life, None
+            assert old is not None
+            self._standing.adopt(WorkerState.READY, self.generation)
+            old.stop(at_once=False)
+        self._standing.settle(None)
+        self._book.gain_worker(life, life.generation, now_s)
+        life.ready_or_over.set()
+
+    def take_step(self, life: Life, step: link.Step) -> None:
+        self._book.take_step(life, step, trio.current_time())
+
+    def take_answer(self, life: Life, id: int, answer: link.Generated | RpcError) -> None:
+        self._book.take_answer(life, id, answer, trio.current_time())
+        if not self._book.in_flight(life):
+            life.idle()
+
+    def draining(self, life: Life) -> bool:
+        self._book.pause(life)
+        return bool(self._book.in_flight(life))
+
+    def sampled(self, life: Life) -> None:
+        if life is self.current:
+            self._recycle(self._recycling.after_sample(life.serving_samples, trio.current_time()))
+
+
+def stopped_error() -> RpcError:
+    return RpcError(ErrorKind.CANCELLED, "the model was unloaded meanwhile", retriable=True)
+
+
+def _down_error(state: WorkerState, aftermath: Aftermath) -> RpcError:
+    if state is WorkerState.FAILED:
+        return RpcError(
+            ErrorKind.MODEL_LOAD_FAILED, f"the worker can't run: {aftermath.reason}", death=aftermath.death
+        )
+    return RpcError(
+        ErrorKind.CIRCUIT_OPEN,
+        f"this model is quarantined, its workers died too often; the last: {aftermath.reason}; load it by hand with "
+        "`mlxsup load` when that is mended",
+        retriable=False,
+        death=aftermath.death,
+    )
