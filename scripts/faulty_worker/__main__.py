@@ -1,9 +1,10 @@
 """A worker that is real but for its engine, and that fails when told to.
 
-    python -P scripts/faulty_worker [--counts FOLDER]
+    python -P scripts/faulty_worker [--ledger FILE] [--load FAULT] ...
 
-as the supervisor's `worker.command`. A request's prompt is a `Script` in JSON (see `script.py`): its text is
-`engine.faulty_text(seed, max_tokens)`, whatever happens in between.
+as the supervisor's `worker.command`; `--help` lists the options. A request's prompt is a `Script` in JSON (see
+`script.py`), and so is a FAULT; the request's text is `engine.faulty_text(seed, max_tokens)`, whatever happens in
+between.
 """
 
 import sys
@@ -14,8 +15,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from mlxsup.protocol.descriptors import claim_pipes  # noqa: E402
 
-_PIPES = claim_pipes()
+if __name__ == "__main__":
+    _PIPES = claim_pipes()
 
-from scripts.faulty_worker.worker import run  # noqa: E402  (nothing that could print comes before the pipes are safe)
+    # Nothing that could print may be imported before the pipes are safe.
+    from scripts.faulty_worker.worker import run
 
-run(_PIPES, sys.argv[1:])
+    run(_PIPES, sys.argv[1:])

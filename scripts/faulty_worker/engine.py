@@ -6,7 +6,6 @@ text from the delivered characters. Some tokens give no text before the next one
 """
 
 import time
-from collections.abc import Callable
 
 import msgspec
 
@@ -14,7 +13,8 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Loaded
 from mlxsup.worker.engine.interface import Emission, Prepared
-from scripts.faulty_worker.script import Fault, FaultKind, Script
+from scripts.faulty_worker.faults import Faults
+from scripts.faulty_worker.script import FaultKind, Script
 
 CONTEXT_TOKENS = 1 << 24
 VOCABULARY_TOKENS = 49152
@@ -58,29 +58,33 @@ def _piece(seed: int, number: int) -> str:
 
 
 class _Sequence(msgspec.Struct):
-    """`held` is text of tokens that are delivered, which is not."""
+    """`held` is text of tokens that are delivered, which is not; `struck` once its fault has, here."""
 
     script: Script
     max_tokens: int
     tokens: int
     held: str
     prefill_left: int
+    struck: bool = False
 
 
 class FaultyEngine:
-    """`strike` is called with each fault whose moment has come, by the MLX thread."""
-
-    def __init__(self, strike: Callable[[Fault], None], prefill_chunk_tokens: int, load_s: float) -> None:
+    def __init__(self, faults: Faults, weights: bytes, *, prefill_chunk_tokens: int, load_s: float) -> None:
         self.loaded = Loaded(
             model_type="faulty",
             context_tokens=CONTEXT_TOKENS,
-            weights_bytes=0,
+            weights_bytes=len(weights),
             vocabulary_tokens=VOCABULARY_TOKENS,
             load_s=load_s,
         )
-        self._strike = strike
+        self._faults = faults
+        self._weights = weights
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._running: dict[int, _Sequence] = {}
+
+    @property
+    def sequences(self) -> int:
+        return len(self._running)
 
     def prepare(self, request: Generate) -> Prepared:
         script = _script(request)
@@ -89,6 +93,8 @@ class FaultyEngine:
             raise RpcError(ErrorKind.INTERNAL, "the delivered tokens are not those of this request")
         if request.delivered_chars > len(faulty_text(script.seed, len(delivered))):
             raise RpcError(ErrorKind.INTERNAL, "more text was delivered than its tokens have")
+        if script.fault is not None:
+            self._faults.check(script.fault)
         return Prepared([0] * script.prompt_tokens, request)
 
     def submit(self, id: int, prepared: Prepared) -> Emission | None:
@@ -116,8 +122,10 @@ class FaultyEngine:
         self._prefill()
         for sequence in decoding.values():
             fault = sequence.script.fault
-            if fault is not None and sequence.tokens >= fault.at_token:
-                self._strike(fault)
+            if fault is not None and sequence.tokens >= fault.at_token and not sequence.struck:
+                sequence.struck = True
+                self._faults.strike(fault)
+        self._faults.take_part(len(decoding))
         _pause(max((sequence.script.token_ms for sequence in decoding.values()), default=0.0))
         return [self._advance(id, sequence) for id, sequence in decoding.items()]
 

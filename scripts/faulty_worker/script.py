@@ -1,4 +1,4 @@
-"""What a request asks of the faulty worker: its prompt is a `Script` in JSON."""
+"""What a request asks of the faulty worker: its prompt is a `Script` in JSON. Pure."""
 
 from enum import StrEnum
 
@@ -6,60 +6,76 @@ import msgspec
 
 
 class FaultKind(StrEnum):
-    """What can go wrong. Those marked * leave the process alive and the request going on."""
+    """What goes wrong. After the last five the worker goes on."""
 
     ABORT = "abort"
     SEGFAULT = "segfault"
     BUS_ERROR = "bus_error"
-    KILL = "kill"
-    TERM = "term"
-    EXIT_0 = "exit_0"
-    EXIT_78 = "exit_78"
+    SIGNAL = "signal"
+    """`Fault.number`, sent to itself."""
+
+    EXIT = "exit"
+    """With status `Fault.number`, unasked."""
+
     DEFECT = "defect"
+    """An exception that nothing expects."""
+
     POISONED_CONTEXT = "poisoned_context"
-    """The first step fails as a Metal command buffer does, and so does every later one of this process."""
+    """A command buffer fails as Metal's does, and so does everything after it, until another process."""
+
+    HANG = "hang"
+    """A deadlock in native code, which no signal interrupts; the interpreter lock is free."""
 
     HANG_WITH_GIL = "hang_with_gil"
-    HANG = "hang"
     SPIN = "spin"
-    """Uses a whole core in native code, with the interpreter lock released."""
+    """As `HANG`, and a core is busy with it."""
 
+    SPIN_WITH_GIL = "spin_with_gil"
     STOP = "stop"
+    """It sends itself SIGSTOP."""
+
     GARBAGE = "garbage"
+    """What is not JSON, as a frame."""
+
     TORN_FRAME_THEN_DEATH = "torn_frame_then_death"
     TORN_FRAME_THEN_SILENCE = "torn_frame_then_silence"
     HUGE_FRAME = "huge_frame"
-    SLOW = "slow"
-    """* Prefill at a fifth of the usual speed."""
-
-    LEAK = "leak"
-    """* Each token makes the process larger by `Fault.bytes`, resident."""
-
-    GRANDCHILD = "grandchild"
-    """* Forks a process that outlives it and keeps stdout and stderr open."""
-
-    IGNORE_TERM = "ignore_term"
-    """* SIGTERM has no effect from then on."""
-
-    STDERR_FLOOD = "stderr_flood"
-    """* Writes `Fault.bytes` to stderr, as fast as they are taken."""
+    """One that is longer than the worker protocol allows."""
 
     BAD_WEIGHTS = "bad_weights"
-    """Only in a load, which it refuses."""
+    """A load that is refused; nothing elsewhere."""
+
+    SLOW = "slow"
+    """Prompts are computed at a fifth of the usual speed; nothing outside a request."""
+
+    LEAK = "leak"
+    """Of `Fault.number` bytes, resident, with each token from then on."""
+
+    GRANDCHILD = "grandchild"
+    """Forks a process that lives on, with all the worker's pipes open."""
+
+    IGNORE_TERM = "ignore_term"
+    STDERR_FLOOD = "stderr_flood"
+    """Of `Fault.number` bytes."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Strikes when the token at `at_token` would be computed, 0 being the first, or any later one.
+    """Strikes when the token at `at_token` (0 is the first), or any later one, would be computed.
 
-    `times`: only so often in all workers that count in the same folder, None for always. Two faults count together
-    where their `name` is the same.
+    `times`: only so often in all workers with the same ledger that have a fault of this `name`; None for always.
+    `words` are written to stderr before.
     """
 
     kind: FaultKind
     at_token: int = 0
     times: int | None = None
-    name: str = ""
-    bytes: int = 1 << 20
+    name: str = "fault"
+    number: int = 0
+    words: str = ""
+
+    def encode(self) -> str:
+        """As the worker's command line has it."""
+        return msgspec.json.encode(self).decode()
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
