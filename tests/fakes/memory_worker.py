@@ -42,6 +42,13 @@ class Plan(msgspec.Struct, kw_only=True):
     load_answer: bytes | None = None
     """Instead of the proper one."""
     closes_output_s: float = math.inf
+    closes_input_s: float = math.inf
+    torn_s: float = math.inf
+    """Then it writes half a frame, and goes on as if that were nothing."""
+    text_lag_tokens: int = 0
+    """So many tokens behind is the text, as with letters of several tokens; the last brings what is missing."""
+    answers_questions: bool = False
+    """Also `tokenize` and `detokenize`, with `question_tokens`."""
 
 
 class MemoryWorker:
@@ -59,6 +66,8 @@ class MemoryWorker:
         self.order: link.Load | None = None
         self._sequences: dict[int, link.Generate] = {}
         self._done: dict[int, int] = {}
+        self._chars: dict[int, int] = {}
+        self._given = trio.Event()
         self._born_s = self._moved_s = trio.current_time()
         self._phase = "load"
         self._ended = trio.Event()
@@ -95,7 +104,7 @@ class MemoryWorker:
 
     async def _main(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._speak_garbage)
+            nursery.start_soon(self._misbehave)
             await trio.sleep(self.plan.hello_s)
             await self._say(encode_notification(link.HELLO, HELLO))
             nursery.start_soon(self._compute)
@@ -129,12 +138,20 @@ class MemoryWorker:
                 order = msgspec.json.decode(call.params or b"", type=link.Generate)
                 self._sequences[_id(call)] = order
                 self._done[_id(call)] = len(order.delivered_tokens)
+                self._chars[_id(call)] = order.delivered_chars
+                self._given.set()
                 if len(order.delivered_tokens) >= order.max_tokens:
                     await self._say(self._answer(_id(call), FinishReason.LENGTH))
             case link.CANCEL:
                 id = msgspec.json.decode(call.params or b"", type=link.Cancel).id
                 if id in self._sequences:
                     await self._say(self._answer(id, FinishReason.CANCELLED))
+            case link.TOKENIZE if self.plan.answers_questions:
+                text = msgspec.json.decode(call.params or b"", type=link.Tokenize).text
+                await self._say(encode_result(_id(call), link.Tokenized(tokens=question_tokens(text))))
+            case link.DETOKENIZE if self.plan.answers_questions:
+                tokens = msgspec.json.decode(call.params or b"", type=link.Detokenize).tokens
+                await self._say(encode_result(_id(call), link.Detokenized(text=bytes(tokens).decode())))
 
     async def _beat(self) -> None:
         while True:
@@ -143,10 +160,12 @@ class MemoryWorker:
 
     def _heartbeat(self) -> link.Heartbeat:
         now_s = trio.current_time()
+        # Between two batches its loop turns, and finishes something, without being simulated.
+        moved_s = self._moved_s if self._phase == "batch" else min(now_s, self._born_s + self._stuck_s())
         return link.Heartbeat(
             phase=self._phase,
             work=0,
-            still_s=now_s - self._moved_s,
+            still_s=now_s - moved_s,
             sequences=len(self._sequences),
             active_bytes=0,
             cache_bytes=0,
@@ -154,36 +173,74 @@ class MemoryWorker:
         )
 
     async def _compute(self) -> None:
+        """A step every `token_s` since the hello, as long as there is anything to compute."""
+        began_s = trio.current_time()
+        steps = 0
         while True:
-            await trio.sleep(self.plan.token_s)
-            if self._lived_s() >= min(self.plan.stuck_s, self.plan.silent_s):
+            if not self._sequences:
+                self._given = trio.Event()
+                await self._given.wait()
+                # A step that is due right now takes it along.
+                steps = math.ceil((trio.current_time() - began_s) / self.plan.token_s - 1e-9) - 1
+            steps += 1
+            await trio.sleep_until(began_s + steps * self.plan.token_s)
+            if self._lived_s() >= self._stuck_s():
                 continue
             self._moved_s = trio.current_time()
-            if self._phase != "load":
-                self._phase = "batch" if self._sequences else "idle"
-            deltas, answers = [], []
-            for id, order in list(self._sequences.items()):
-                position = self._done[id]
-                self._done[id] += 1
-                deltas.append(link.Delta(id, token_text(order, position), [position]))
-                if self._done[id] >= order.max_tokens:
-                    answers.append(self._answer(id, FinishReason.LENGTH))
-            if deltas:
-                await self._say(encode_notification(link.STEP, link.Step(deltas=deltas)), *answers)
+            self._phase = "batch" if self._sequences else "idle"
+            await self._step()
+
+    async def _step(self) -> None:
+        deltas, answers = [], []
+        for id, order in list(self._sequences.items()):
+            position = self._done[id]
+            self._computes(id, order, position)
+            self._done[id] += 1
+            ends = self._done[id] >= order.max_tokens
+            deltas.append(link.Delta(id, self._more_text(id, order, ends=ends), [position]))
+            if ends:
+                answers.append(self._answer(id, FinishReason.LENGTH))
+        if not self._sequences:
+            self._phase = "idle"
+        if deltas:
+            await self._say(encode_notification(link.STEP, link.Step(deltas=deltas)), *answers)
+
+    def _computes(self, id: int, order: link.Generate, position: int) -> None:
+        """Is called for each token."""
+
+    def _more_text(self, id: int, order: link.Generate, *, ends: bool) -> str:
+        certain = self._done[id] - (0 if ends else self.plan.text_lag_tokens)
+        text = "".join(token_text(order, position) for position in range(certain))
+        said, self._chars[id] = self._chars[id], max(self._chars[id], len(text))
+        return text[said:]
 
     def _answer(self, id: int, finish: FinishReason) -> bytes:
-        del self._sequences[id]
+        del self._sequences[id], self._chars[id]
         return encode_result(
             id, link.Generated(finish_reason=finish, prompt_tokens=1, completion_tokens=self._done.pop(id))
         )
 
-    async def _speak_garbage(self) -> None:
+    async def _misbehave(self) -> None:
         if self.plan.closes_output_s < math.inf:
             await trio.sleep(self.plan.closes_output_s)
             await self._outgoing.aclose()
+        if self.plan.closes_input_s < math.inf:
+            await trio.sleep(self.plan.closes_input_s)
+            await self._incoming.aclose()
         if self.plan.garbage_s < math.inf:
             await trio.sleep(self.plan.garbage_s)
             await self._say(b"Segmentation fault? No: a print in a library")
+        if self.plan.torn_s < math.inf:
+            await trio.sleep(self.plan.torn_s)
+            await self._tear()
+
+    async def _tear(self) -> None:
+        async with self._speaking:
+            with suppress(trio.ClosedResourceError):
+                await self._outgoing.send_all(b'{"jsonrpc":"2.0","method":"st')
+
+    def _stuck_s(self) -> float:
+        return min(self.plan.stuck_s, self.plan.silent_s)
 
     def _lived_s(self) -> float:
         return trio.current_time() - self._born_s
@@ -198,6 +255,10 @@ class MemoryWorker:
 
 def token_text(order: link.Generate, position: int) -> str:
     return f"{order.prompt}{position} "
+
+
+def question_tokens(text: str) -> list[int]:
+    return list(text.encode())
 
 
 def full_text(prompt: str, tokens: int) -> str:
