@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -41,6 +42,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(pipes: Pipes, arguments: list[str]) -> NoReturn:
+    run_worker(pipes, prepare_engine(pipes, arguments))
+
+
+def prepare_engine(pipes: Pipes, arguments: list[str]) -> Callable[[], LoadEngine]:
+    """What `run_worker` wants of an engine, for programs that put something around this one."""
     options = read_options(arguments)
     faults = Faults(Ledger(options.ledger), pipes.outgoing)
     if options.start is not None:
@@ -56,7 +62,7 @@ def run(pipes: Pipes, arguments: list[str]) -> NoReturn:
         sys.modules.setdefault("mlx_lm.generate", generate)
         return load
 
-    run_worker(pipes, import_engine)
+    return import_engine
 
 
 def load_engine(options: Options, faults: Faults, order: Load, report: ReportLoad) -> FaultyEngine:
