@@ -107,6 +107,12 @@ _TABLE = (
         errors=_MODEL,
     ),
     Method(
+        name="model/forgive",
+        params=service.ForgiveParams,
+        result=service.ForgiveResult,
+        summary="Let quarantined requests try again.",
+    ),
+    Method(
         name="model/pull",
         params=service.PullParams,
         result=service.PullResult,

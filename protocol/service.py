@@ -153,6 +153,18 @@ class BreakerParams(_Params, frozen=True):
     action: Literal["reset", "force_open", "disable"]
 
 
+class ForgiveParams(_Params, frozen=True):
+    """Of one model, or of all."""
+
+    model: ModelName | None = None
+
+
+class ForgiveResult(_Result, frozen=True):
+    """How many requests may try again."""
+
+    requests: int
+
+
 class PullParams(_Params, frozen=True):
     model: ModelName
 

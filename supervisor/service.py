@@ -89,6 +89,7 @@ class Service:
             "model/unload": self._unload,
             "model/recycle": self._recycle,
             "model/breaker": self._breaker,
+            "model/forgive": self._forgive,
             "model/pull": self._pull,
             "embed": self._embed,
             "tokenize": self._tokenize,
@@ -245,6 +246,9 @@ class Service:
         actions = {"reset": breaker.reset, "force_open": breaker.force_open, "disable": breaker.disable}
         actions[params.action]()
         return self._pool.entry(runner)
+
+    async def _forgive(self, params: service.ForgiveParams, _: Caller) -> service.ForgiveResult:
+        return service.ForgiveResult(requests=self._pool.forgive(params.model))
 
     async def _pull(self, params: service.PullParams, caller: Caller) -> service.PullResult:
         configured = self._config.models.get(params.model)

@@ -1,12 +1,15 @@
 """`mlxsup deaths`: what died, of what, and what was done."""
 
 from datetime import datetime
+from pathlib import Path
 
 import click
 import msgspec
 
+from mlxsup.protocol.client.exchange import ConnectionLostError
+from mlxsup.protocol.client.sync import Client
 from mlxsup.supervisor.cli.render import size, table
-from mlxsup.supervisor.cli.setting import read_setting
+from mlxsup.supervisor.cli.setting import config_option, read_setting, socket_option
 from mlxsup.supervisor.recovery.death_report import DeathBook, DeathReport
 
 _SPARK = "▁▂▃▄▅▆▇█"
@@ -17,17 +20,28 @@ _SPARK = "▁▂▃▄▅▆▇█"
 @click.option("-n", "--limit", type=click.IntRange(1, 1000), default=20, help="How many of the newest.")
 @click.option("--full", is_flag=True, help="Every report whole: requests in flight, memory, last words.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON text, for programs.")
-@click.option(
-    "--forget", is_flag=True, help="Let quarantined requests try again, once the supervisor has restarted."
-)
-def deaths(model: str | None, limit: int, full: bool, as_json: bool, forget: bool) -> None:
-    """The deaths of workers, newest first, and the requests that were quarantined. Needs no running supervisor."""
-    loaded = read_setting(None)
+@click.option("--forget", is_flag=True, help="Let quarantined requests try again, from now on.")
+@config_option
+@socket_option
+def deaths(
+    model: str | None,
+    limit: int,
+    full: bool,
+    as_json: bool,
+    forget: bool,
+    config_file: Path | None,
+    socket_path: Path | None,
+) -> None:
+    """The deaths of workers, newest first, and the requests that were quarantined; of MODEL, or of all.
+
+    Needs no running supervisor.
+    """
+    loaded = read_setting(config_file)
     book = DeathBook(loaded.locations.state / "deaths.sqlite", loaded.config.recovery.reports_max)
     if forget:
-        click.echo(f"{book.forget_quarantined()} requests may try again")
+        click.echo(f"{_forget(book, model, loaded.socket(socket_path))} requests may try again")
         return
-    reports, quarantined = book.read(model, limit), book.read_quarantined()
+    reports, quarantined = book.read(model, limit), book.read_quarantined(model)
     if as_json:
         click.echo(msgspec.json.encode({"deaths": reports, "quarantined": quarantined}))
         return
@@ -42,6 +56,17 @@ def deaths(model: str | None, limit: int, full: bool, as_json: bool, forget: boo
         click.echo(
             f"quarantined: request {entry.digest[:16]} of {entry.model}, {entry.deaths} deaths ({entry.death_class})"
         )
+
+
+def _forget(book: DeathBook, model: str | None, socket: Path) -> int:
+    """Only the supervisor writes the book while there is one."""
+    try:
+        client = Client.connect(socket)
+    except ConnectionLostError:
+        return book.forget_quarantined(model)
+    with client:
+        forgiven = client.call("model/forgive", {} if model is None else {"model": model})
+    return int(forgiven.requests)
 
 
 def _row(report: DeathReport) -> tuple[str, ...]:

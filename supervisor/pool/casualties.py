@@ -23,6 +23,10 @@ class Witness(Protocol):
 
     def request_quarantined(self, entry: QuarantinedRequest) -> None: ...
 
+    def requests_forgiven(self, model: str | None) -> None:
+        """Of the model, or of all."""
+        ...
+
 
 class Casualties:
     def __init__(

@@ -90,6 +90,15 @@ class Pool:
     def runners(self) -> list[ModelRunner]:
         return list(self._runners.values())
 
+    def forgive(self, model: str | None) -> int:
+        """Let the quarantined requests of one model try again, or of all; how many there were."""
+        forgiven = {entry.digest for entry in self._quarantined if model in (None, entry.model)}
+        self._quarantined = [entry for entry in self._quarantined if entry.digest not in forgiven]
+        for runner in self._runners.values():
+            forgiven |= runner.forgive() if model in (None, runner.name) else set()
+        self._witness.requests_forgiven(model)
+        return len(forgiven)
+
     async def list(self) -> list[ModelEntry]:
         """Configured, loaded or pulled models, and what is known of each."""
         pulled = {model.name for model in await trio.to_thread.run_sync(self._store.pulled)}

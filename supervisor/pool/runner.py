@@ -66,6 +66,7 @@ class ModelRunner:
         self.name = name
         self._configured = model
         self._pinned = model.pin
+        self._poison = poison
         self._policy = RestartPolicy(restart_limits(recovery), rng.uniform)
         self.gate = Gate(CircuitBreaker(breaker_limits(recovery)), machine, poison)
         self._book = RequestBook(
@@ -187,6 +188,10 @@ class ModelRunner:
             self._book.fail_queued(stopped_error())
         await self._workers.stop(at_once=force)
         self._workers.rest()
+
+    def forgive(self) -> set[str]:
+        """Let quarantined requests try again; their digests."""
+        return self._poison.release(self.name)
 
     async def recycle(self) -> None:
         """Replace the worker without losing anything; returns once the new one serves.

@@ -81,15 +81,19 @@ class DeathBook:
                 (self._reports_max,),
             )
 
-    def read_quarantined(self) -> list[QuarantinedRequest]:
+    def read_quarantined(self, model: str | None = None) -> list[QuarantinedRequest]:
+        """Oldest first; of one model, or of all."""
         with self._open() as database:
             rows = database.execute("SELECT entry FROM quarantined ORDER BY at").fetchall()
-        return [msgspec.json.decode(row[0], type=QuarantinedRequest) for row in rows]
+        entries = [msgspec.json.decode(row[0], type=QuarantinedRequest) for row in rows]
+        return [entry for entry in entries if model in (None, entry.model)]
 
-    def forget_quarantined(self) -> int:
-        """Let all of them try again; how many there were."""
+    def forget_quarantined(self, model: str | None = None) -> int:
+        """Let those of one model try again, or all; how many there were."""
+        forgotten = [(entry.digest,) for entry in self.read_quarantined(model)]
         with self._open() as database:
-            return database.execute("DELETE FROM quarantined").rowcount
+            database.executemany("DELETE FROM quarantined WHERE digest = ?", forgotten)
+        return len(forgotten)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

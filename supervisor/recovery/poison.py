@@ -64,6 +64,13 @@ class PoisonWatch:
         while len(self._quarantined) > self._quarantine_max:
             self._quarantined.popitem(last=False)
 
+    def release(self, model: str) -> set[str]:
+        """Let the model's quarantined requests try again; their digests."""
+        released = {entry.digest for entry in self._quarantined.values() if entry.model == model}
+        for digest in released:
+            del self._quarantined[digest]
+        return released
+
     def find(self, model: str, order: Generate) -> QuarantinedRequest | None:
         """The entry that refuses this request, if there is one."""
         if not self._quarantined:

@@ -4,6 +4,7 @@ import logging
 import sqlite3
 from datetime import UTC, datetime
 
+import msgspec
 import trio
 
 from mlxsup.supervisor.events import EventBus
@@ -20,11 +21,19 @@ _log = logging.getLogger(__name__)
 _WAITING_MAX = 200
 
 
+class _Forgiven(msgspec.Struct, frozen=True):
+    """The quarantined requests of a model, or of all."""
+
+    model: str | None
+
+
 class DeathRecorder:
     def __init__(self, book: DeathBook, events: EventBus) -> None:
         self._book = book
         self._events = events
-        self._send, self._receive = trio.open_memory_channel[DeathReport | QuarantinedRequest](_WAITING_MAX)
+        self._send, self._receive = trio.open_memory_channel[DeathReport | QuarantinedRequest | _Forgiven](
+            _WAITING_MAX
+        )
 
     async def run(self) -> None:
         """Write what has happened, in order; until cancelled, and then what is left."""
@@ -60,18 +69,23 @@ class DeathRecorder:
         self._events.publish("death", entry.model, "request_quarantined", digest=entry.digest)
         self._put(entry)
 
-    def _put(self, item: DeathReport | QuarantinedRequest) -> None:
+    def requests_forgiven(self, model: str | None) -> None:
+        self._put(_Forgiven(model))
+
+    def _put(self, item: DeathReport | QuarantinedRequest | _Forgiven) -> None:
         try:
             self._send.send_nowait(item)
         except trio.WouldBlock:
             _log.error("too many deaths at once: one report is lost")
 
-    async def _write(self, item: DeathReport | QuarantinedRequest) -> None:
+    async def _write(self, item: DeathReport | QuarantinedRequest | _Forgiven) -> None:
         try:
             if isinstance(item, DeathReport):
                 await trio.to_thread.run_sync(self._book.write, item)
-            else:
+            elif isinstance(item, QuarantinedRequest):
                 await trio.to_thread.run_sync(self._book.write_quarantined, item, _now())
+            else:
+                await trio.to_thread.run_sync(self._book.forget_quarantined, item.model)
         except (OSError, sqlite3.Error) as error:
             _log.error("cannot keep a death report: %s", error)
 

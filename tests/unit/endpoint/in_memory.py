@@ -37,6 +37,9 @@ class NoWitness:
     def request_quarantined(self, _: object) -> None:
         pass
 
+    def requests_forgiven(self, _: object) -> None:
+        pass
+
 
 class _Pool(Pool):
     """The real one, but that its workers come from a shop."""

@@ -46,6 +46,9 @@ class Notes:
     def request_quarantined(self, entry: QuarantinedRequest) -> None:
         self.quarantined.append(entry)
 
+    def requests_forgiven(self, _model: str | None) -> None:
+        self.quarantined.clear()
+
 
 class Stage(msgspec.Struct):
     runner: ModelRunner

@@ -75,6 +75,20 @@ async def test_what_is_left_at_the_end_is_written_and_a_burst_beyond_the_bound_i
     assert "one report is lost" in caplog.text
 
 
+async def test_what_is_forgiven_is_forgotten_on_disk_in_the_order_of_events(tmp_path: Path) -> None:
+    book = DeathBook(tmp_path / "deaths.sqlite", 10)
+    recorder = DeathRecorder(book, EventBus())
+    again = msgspec.structs.replace(ENTRY, digest="later")
+    recorder.request_quarantined(ENTRY)
+    recorder.requests_forgiven(ENTRY.model)
+    recorder.request_quarantined(again)
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.cancel()
+        nursery.start_soon(recorder.run)
+
+    assert book.read_quarantined() == [again]
+
+
 async def test_a_disk_that_cannot_be_written_is_logged_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,6 +42,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "model/load": {"model": "m", "pin": True, "options": {"context_tokens_max": 64}},
     "model/unload": {"model": "m", "force": True},
     "model/recycle": {"model": "m"},
+    "model/forgive": {"model": "m"},
     "model/breaker": {"model": "m", "action": "force_open"},
     "model/pull": {"model": "m"},
     "chat": {"model": "m", "messages": MESSAGES, "priority": "high", **SAMPLING, **FORMATS},

@@ -4,6 +4,7 @@ import sqlite3
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mlxsup.supervisor.recovery.death_report import DeathBook, DeathReport, RequestShape
@@ -86,6 +87,16 @@ def test_forgetting_lets_all_of_them_try_again(book: DeathBook) -> None:
     assert book.forget_quarantined() == 2
     assert book.read_quarantined() == []
     assert book.read() == [report(1)]
+
+
+def test_the_requests_of_one_model_can_be_read_and_forgotten_alone(book: DeathBook) -> None:
+    book.write_quarantined(entry("a"), "1")
+    other = msgspec.structs.replace(entry("b"), model="other")
+    book.write_quarantined(other, "2")
+
+    assert book.read_quarantined("other") == [other]
+    assert book.forget_quarantined("other") == 1
+    assert book.read_quarantined() == [entry("a")]
 
 
 def test_another_book_on_the_same_file_reads_what_the_first_wrote(book: DeathBook, tmp_path: Path) -> None:

@@ -57,6 +57,18 @@ def test_a_suspect_that_is_alone_at_a_second_death_is_refused_from_then_on() -> 
     assert not poison.is_suspect(a)
 
 
+def test_released_requests_of_one_model_may_try_again_and_others_may_not() -> None:
+    poison = watch()
+    request = next(requests())
+    poison.note_death([request], "aborted")
+    poison.note_death([request], "aborted")
+    poison.quarantine(replace(entry("of another"), model="other"))
+
+    assert poison.release("m") == {request_digest("m", request.order)}
+    assert poison.find("m", request.order) is None
+    assert [kept.digest for kept in poison.listed()] == ["of another"]
+
+
 def test_alone_once_is_not_enough() -> None:
     poison = watch()
     (a,) = (r for r, _ in zip(requests(), range(1), strict=False))
