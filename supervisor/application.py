@@ -3,6 +3,7 @@
 import logging
 import signal
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from mlxsup.config.schema import Config
+from mlxsup.config.schema import Config, Recovery
 from mlxsup.protocol.descriptors import Pipes
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.service import Event
@@ -22,6 +23,7 @@ from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.pool import Pool
 from mlxsup.supervisor.recovery.death_report import DeathBook
+from mlxsup.supervisor.recovery.panics import gpu_panics
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest
 from mlxsup.supervisor.recovery.recorder import DeathRecorder
 from mlxsup.supervisor.service import Service
@@ -59,11 +61,14 @@ async def open_supervisor(setting: Setting) -> AsyncIterator[Service]:
             witness=recorder,
             quarantined=await trio.to_thread.run_sync(_known_quarantined, book),
         )
+        panicked = await _panicked(setting.config.recovery)
+        if panicked:
+            pool.hold(setting.config.recovery.panic_hold_s)
         service = Service(setting.config, pool, store, events, nursery)
         await nursery.start(_watch_signals, service)
         nursery.start_soon(_keep_spares, pool, events)
         for name, model in setting.config.models.items():
-            if model.preload:
+            if model.preload and not panicked:
                 nursery.start_soon(_preload, pool, name)
         try:
             yield service
@@ -106,6 +111,21 @@ async def _keep_spares(pool: Pool, events: EventBus) -> None:
     with events.subscribed(listen):
         await ready.wait()
     await pool.keep_spares()
+
+
+async def _panicked(recovery: Recovery) -> bool:
+    """Whether the machine keeps going down: another worker at once might be what takes it down again."""
+    panics = await trio.to_thread.run_sync(gpu_panics, time.time() - recovery.panic_window_s)
+    if panics <= recovery.panics_max:
+        return False
+    _log.error(
+        "the GPU's driver has taken this machine down %d times within %.0f s: no request is accepted for %.0f s; "
+        "`mlxsup load` a model to go on at once",
+        panics,
+        recovery.panic_window_s,
+        recovery.panic_hold_s,
+    )
+    return True
 
 
 def _known_quarantined(book: DeathBook) -> list[QuarantinedRequest]:

@@ -90,6 +90,10 @@ class Pool:
     def runners(self) -> list[ModelRunner]:
         return list(self._runners.values())
 
+    def hold(self, duration_s: float) -> None:
+        """Accept no request for so long, or until a model is loaded by hand: the machine is in trouble."""
+        self._machine.open_for(duration_s, trio.current_time())
+
     def forgive(self, model: str | None) -> int:
         """Let the quarantined requests of one model try again, or of all; how many there were."""
         forgiven = {entry.digest for entry in self._quarantined if model in (None, entry.model)}

@@ -57,18 +57,19 @@ class CircuitBreaker:
         self._consecutive = 0
         self._opened_s = 0.0
         self._openings = 0
+        self._open_for_s = 0.0
         self._probing = False
         self._successes = 0
 
     def state(self, now_s: float) -> BreakerState:
-        if self._state is BreakerState.OPEN and now_s - self._opened_s >= self._open_for_s():
+        if self._state is BreakerState.OPEN and now_s - self._opened_s >= self._open_for_s:
             self._enter(BreakerState.HALF_OPEN)
         return self._state
 
     def admit(self, now_s: float) -> Admission | Refusal:
         match self.state(now_s):
             case BreakerState.OPEN:
-                return Refusal(self._opened_s + self._open_for_s() - now_s)
+                return Refusal(self._opened_s + self._open_for_s - now_s)
             case BreakerState.FORCED_OPEN:
                 return Refusal(None)
             case BreakerState.HALF_OPEN:
@@ -90,6 +91,12 @@ class CircuitBreaker:
     def note_fault(self, now_s: float) -> None:
         """A fault that belongs to no admitted one, such as a death that clients do not see."""
         self.settle(Admission(self._generation), fault=True, now_s=now_s)
+
+    def open_for(self, duration_s: float, now_s: float) -> None:
+        """For what is known otherwise than by counting."""
+        self._opened_s = now_s
+        self._open_for_s = duration_s
+        self._enter(BreakerState.OPEN)
 
     def force_open(self) -> None:
         self._enter(BreakerState.FORCED_OPEN)
@@ -128,12 +135,9 @@ class CircuitBreaker:
             self._open(now_s)
 
     def _open(self, now_s: float) -> None:
-        self._opened_s = now_s
+        limits = self._limits
         self._openings += 1
-        self._enter(BreakerState.OPEN)
-
-    def _open_for_s(self) -> float:
-        return min(self._limits.open_max_s, self._limits.open_s * 2.0 ** min(self._openings - 1, 64))
+        self.open_for(min(limits.open_max_s, limits.open_s * 2.0 ** min(self._openings - 1, 64)), now_s)
 
     def _enter(self, state: BreakerState) -> None:
         self._state = state

@@ -35,9 +35,10 @@ class Gate:
         self._shut_until_s = until_s
 
     def open(self) -> None:
-        """By hand: what was held against the model is forgiven."""
+        """By hand: what was held against the model, or the machine, is forgiven."""
         self._shut = None
         self.breaker.forgive()
+        self._machine.forgive()
 
     def why_shut(self, now_s: float) -> RpcError | None:
         if self._shut is not None and now_s >= self._shut_until_s:

@@ -179,3 +179,22 @@ def test_a_quarantined_request_is_refused_and_its_neighbours_are_not() -> None:
     assert not raised.value.data.retriable
     assert "secret" not in raised.value.message
     scene.enter()
+
+
+def test_a_machine_that_is_held_refuses_for_every_model_until_its_time_is_up() -> None:
+    scene = Scene()
+    scene.machine.open_for(3600.0, now_s=0.0)
+
+    for gate in (scene.gate, scene.other):
+        held = refusal(scene, now_s=600.0, gate=gate)
+        assert (held.kind, held.data.retry_after_ms) == (ErrorKind.CIRCUIT_OPEN, 3_000_000)
+    scene.enter(3600.0)
+
+
+def test_a_load_by_hand_ends_the_hold_on_the_machine() -> None:
+    scene = Scene()
+    scene.machine.open_for(3600.0, now_s=0.0)
+
+    scene.gate.open()
+
+    scene.enter(1.0)
