@@ -8,6 +8,9 @@ of 8.
 a thread of Python nor a signal handler would ever run; PR_SET_PDEATHSIG would kill workers of a healthy Trio
 supervisor.
 
+`signal_origin`: says on stderr whether a worker raised the signal that ends it, or who sent it. Only a handler within the
+process is told, and one of Python would wait for the GIL.
+
 Plain C, loaded with LD_PRELOAD and ctypes. Where a part was not built, its function returns None or nothing to
 set, the worker runs without it, and `parts` has the reason for `mlxsup doctor`.
 """
@@ -20,6 +23,7 @@ from mlxsup.native.blas import (
 )
 from mlxsup.native.inventory import Part, parts
 from mlxsup.native.orphan import OrphanWatch, watch_orphan
+from mlxsup.native.signal_origin import report_signal_origin
 
 __all__ = [
     "OrphanWatch",
@@ -29,5 +33,6 @@ __all__ = [
     "openblas_library_path",
     "parts",
     "preload_environment",
+    "report_signal_origin",
     "watch_orphan",
 ]

@@ -29,15 +29,19 @@ class Part:
 
 def parts() -> tuple[Part, ...]:
     """The parts that this platform has a use for."""
-    watch = _orphan_watch()
-    return (watch, _blas_bridge(), _openblas()) if sys.platform == "linux" else (watch,)
+    everywhere = (
+        _built(
+            "orphan_watch", "ends a worker whose supervisor has died, even while native code holds the GIL"
+        ),
+        _built("signal_origin", "tells a worker's own crash from a signal that somebody sent it"),
+    )
+    return (*everywhere, _blas_bridge(), _openblas()) if sys.platform == "linux" else everywhere
 
 
-def _orphan_watch() -> Part:
-    purpose = "ends a worker whose supervisor has died, even while native code holds the GIL"
-    if shared_object_path("orphan_watch") is None:
-        return Part("orphan_watch", purpose, "it was not built", _BUILD_REMEDY)
-    return Part("orphan_watch", purpose)
+def _built(name: str, purpose: str) -> Part:
+    if shared_object_path(name) is None:
+        return Part(name, purpose, "it was not built", _BUILD_REMEDY)
+    return Part(name, purpose)
 
 
 def _blas_bridge() -> Part:

@@ -28,3 +28,8 @@ def blas_bridge() -> Path:
     if sys.platform != "linux":
         pytest.skip("the bridge is for Linux: on macOS MLX uses Accelerate")
     return _built("blas_bridge")
+
+
+@pytest.fixture(scope="session")
+def signal_origin() -> Path:
+    return _built("signal_origin")
