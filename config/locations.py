@@ -9,7 +9,10 @@ from mlxsup.protocol.socket_path import default_socket
 
 
 class Locations(msgspec.Struct, frozen=True, kw_only=True):
-    """`config_file` and `socket` are what is used when no flag and no key names another."""
+    """`config_file` and `socket` are what is used when no flag and no key names another.
+
+    `cache` holds the models, `state` the death reports.
+    """
 
     config_file: Path
     socket: Path
@@ -18,9 +21,9 @@ class Locations(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def locate(platform: str, environment: Mapping[str, str], home: Path) -> Locations:
-    """The user's folders: XDG's on Linux, the Library's on macOS; `MLXSUP_SOCKET` and `MLXSUP_CONFIG` come first.
+    """The user's folders: XDG's on Linux, the Library's on macOS.
 
-    `platform` is `sys.platform`.
+    `MLXSUP_CONFIG`, `MLXSUP_SOCKET` and `MLXSUP_STATE` come first. `platform` is `sys.platform`.
     """
     if platform == "darwin":
         cache = home / "Library" / "Caches"
@@ -33,7 +36,7 @@ def locate(platform: str, environment: Mapping[str, str], home: Path) -> Locatio
         config_file=Path(environment.get("MLXSUP_CONFIG") or config / "mlxsup" / "config.toml"),
         socket=default_socket(platform, environment, home),
         cache=cache / "mlxsup",
-        state=state / "mlxsup",
+        state=Path(environment.get("MLXSUP_STATE") or state / "mlxsup"),
     )
 
 

@@ -82,9 +82,8 @@ def measure_null(sizes: NullSizes, seed: int, say: Say) -> Section:
 
 
 def _flood(child: SupervisorChild, sizes: NullSizes, tokens: int, seed: int) -> FloodRound:
-    (worker,) = child.workers()
-    processes = [worker, child.process, psutil.Process()]
-    wait_quiet(processes[:2])
+    processes = [child.serving(), child.process, psutil.Process()]
+    wait_quiet([child.process, *child.workers()])
     orders = [Flood(seed + stream) for stream in range(sizes.streams)]
     before = list(map(processor_s, processes))
     run = run_streams(child.socket, [msgspec.json.encode(order).decode() for order in orders], tokens)

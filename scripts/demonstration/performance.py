@@ -41,7 +41,8 @@ def _own_environment() -> Iterator[Mapping[str, str]]:
         config = Path(folder, "config.toml")
         config.touch()
         socket = Path(folder, "mlxsup.sock")
-        yield {**os.environ, "MLXSUP_CONFIG": str(config), "MLXSUP_SOCKET": str(socket)}
+        own = {"MLXSUP_CONFIG": str(config), "MLXSUP_SOCKET": str(socket), "MLXSUP_STATE": folder}
+        yield {**os.environ, **own}
 
 
 async def _watch_signals(

@@ -63,13 +63,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
         "PATH": path,
         "MLXSUP_CONFIG": str(config),
         "MLXSUP_SOCKET": str(folder / "nobody.sock"),
+        "MLXSUP_STATE": str(folder / "state"),
     }
 
 
 @pytest.fixture
 def as_user(environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """This process has that environment: clients give theirs to what they spawn."""
-    for variable in ("PATH", "MLXSUP_CONFIG", "MLXSUP_SOCKET"):
+    for variable in ("PATH", "MLXSUP_CONFIG", "MLXSUP_SOCKET", "MLXSUP_STATE"):
         monkeypatch.setenv(variable, environment[variable])
 
 

@@ -96,7 +96,9 @@ def serving(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     socket = folder / "s.sock"
     command = [sys.executable, "-P", "-m", "mlxsup.supervisor", "start"]
     with subprocess.Popen(
-        [*command, "--config", str(config), "--socket", str(socket)], stderr=subprocess.PIPE
+        [*command, "--config", str(config), "--socket", str(socket)],
+        env={**os.environ, "MLXSUP_STATE": str(folder / "state")},
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:

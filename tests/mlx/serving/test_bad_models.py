@@ -1,6 +1,7 @@
 """A model that can't be loaded gives a typed error that says what to do; the supervisor and its other models live on."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def bad_models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     socket = root / "s.sock"
     command = [sys.executable, "-P", "-m", "mlxsup.supervisor", "start"]
     arguments = ["--config", str(root / "config.toml"), "--socket", str(socket)]
-    with subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE) as process:
+    environment = {**os.environ, "MLXSUP_STATE": str(root / "state")}
+    with subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         assert any(b"listening" in line for line in process.stderr)
         try:

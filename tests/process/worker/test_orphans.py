@@ -3,37 +3,50 @@
 import os
 import select
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from mlxsup.protocol.client.exchange import Notification
 from mlxsup.protocol.service import Progress
-from tests.process.worker.conftest import WAIT_S, StartSupervisor, Supervisor
+from tests.process.worker.conftest import WAIT_S, StartSupervisor, Supervisor, read_pids
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a pidfd")
 
 MODEL = "smollm2-135m"
 
 
-def kill_and_count_survivors(supervisor: Supervisor, after_s: float) -> int:
+def kill_and_count_survivors(supervisor: Supervisor, workers: list[int], after_s: float) -> int:
     """A pidfd tells of the end itself: an orphan may stay a zombie where nobody adopts it."""
-    (worker,) = supervisor.workers()
-    ended = select.poll()
-    pidfd = os.pidfd_open(worker.pid)
-    try:
-        ended.register(pidfd, select.POLLIN)
+    with ExitStack() as stack:
+        pidfds = [os.pidfd_open(pid) for pid in workers]
+        for pidfd in pidfds:
+            stack.callback(os.close, pidfd)
         supervisor.process.kill()
-        return 0 if ended.poll(after_s * 1000) else 1
-    finally:
-        os.close(pidfd)
+        deadline_s = time.monotonic() + after_s
+        return sum(not _ends_before(pidfd, deadline_s) for pidfd in pidfds)
 
 
-def test_an_idle_worker_ends_with_its_supervisor(start_supervisor: StartSupervisor) -> None:
-    supervisor = start_supervisor("scripted_engine.py")
-    with supervisor.connect() as client:
-        client.call("model/load", {"model": MODEL})
-        assert kill_and_count_survivors(supervisor, 1.0) == 0
+def _ends_before(pidfd: int, deadline_s: float) -> bool:
+    ended = select.poll()
+    ended.register(pidfd, select.POLLIN)
+    return bool(ended.poll(max(0.0, deadline_s - time.monotonic()) * 1000))
+
+
+def test_an_idle_worker_and_a_spare_end_with_their_supervisor(
+    start_supervisor: StartSupervisor, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "started"
+    os.mkfifo(fifo)
+    with fifo.open("r+b", buffering=0) as started:
+        supervisor = start_supervisor("scripted_engine.py", str(fifo))
+        with supervisor.connect() as client:
+            client.call("model/load", {"model": MODEL})
+            workers = read_pids(started, 2)
+            assert supervisor.serving().pid in workers
+            assert kill_and_count_survivors(supervisor, workers, 1.0) == 0
 
 
 def test_a_worker_that_loads_a_real_model_ends_with_its_supervisor(start_supervisor: StartSupervisor) -> None:
@@ -49,7 +62,8 @@ def test_a_worker_that_loads_a_real_model_ends_with_its_supervisor(start_supervi
 
         with pytest.raises(LoadingError):
             client.call("model/load", {"model": MODEL}, stop_waiting)
-        assert kill_and_count_survivors(supervisor, 1.0) == 0
+        (worker,) = supervisor.children()
+        assert kill_and_count_survivors(supervisor, [worker.pid], 1.0) == 0
 
 
 @pytest.mark.parametrize("verb", ["hold", "hang"])
@@ -64,4 +78,4 @@ def test_a_worker_stuck_in_native_code_ends_with_its_supervisor(
         client.stream("generate", {"model": MODEL, "prompt": f"{verb} {fifo}"})
         readable, _, _ = select.select([stuck], [], [], WAIT_S)
         assert readable
-        assert kill_and_count_survivors(supervisor, 1.0) == 0
+        assert kill_and_count_survivors(supervisor, [supervisor.serving().pid], 1.0) == 0

@@ -1,4 +1,4 @@
-"""The end of a worker is answered, and the next request starts another."""
+"""What a client sees of the end of its worker: a pause, or, where it wants no more, the error that says why."""
 
 import os
 import signal
@@ -9,9 +9,10 @@ import pytest
 
 from mlxsup.protocol.client.sync import Client
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from tests.process.worker.conftest import StartSupervisor
+from tests.process.worker.conftest import StartSupervisor, read_pids
 
 MODEL = "smollm2-135m"
+STORY = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 150, "temperature": 0}
 
 
 def count(client: Client, tokens: int) -> str:
@@ -20,20 +21,36 @@ def count(client: Client, tokens: int) -> str:
     return result.text
 
 
-def test_a_worker_killed_in_mid_stream_is_answered_and_the_next_request_works(
+def test_a_stream_goes_on_when_its_worker_is_killed_and_its_text_is_the_undisturbed_one(
     start_supervisor: StartSupervisor,
 ) -> None:
     supervisor = start_supervisor()
     with supervisor.connect() as client:
-        params = {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 500, "temperature": 0}
-        pieces = iter(client.stream("generate", params))
-        first = next(pieces)
-        (worker,) = supervisor.workers()
-        worker.send_signal(signal.SIGKILL)
+        undisturbed = client.call("generate", STORY)
+        stream = client.stream("generate", STORY)
+        text = next(stream)
+        supervisor.serving().send_signal(signal.SIGKILL)
+        text += "".join(stream)
+
+    assert stream.result is not None
+    assert stream.result.worker is not None
+    assert (stream.result.worker.resumed, stream.result.worker.generation) == (1, 2)
+    assert text == stream.result.text == undisturbed.text
+    assert stream.result.usage == undisturbed.usage
+
+
+def test_without_resume_the_death_is_the_answer_and_the_next_request_works(
+    start_supervisor: StartSupervisor,
+) -> None:
+    supervisor = start_supervisor()
+    with supervisor.connect() as client:
+        stream = client.stream("generate", {**STORY, "resume": False})
+        first = next(stream)
+        supervisor.serving().send_signal(signal.SIGKILL)
         with pytest.raises(RpcError) as raised:
-            for _ in pieces:
+            for _ in stream:
                 pass
-        answer = client.call("generate", {**params, "max_tokens": 3})
+        answer = client.call("generate", {**STORY, "max_tokens": 3})
 
     death = raised.value.data.death
     assert raised.value.kind is ErrorKind.WORKER_DIED
@@ -41,7 +58,7 @@ def test_a_worker_killed_in_mid_stream_is_answered_and_the_next_request_works(
     assert (death.death_class, death.signal, death.phase) == ("killed", "SIGKILL", "ready")
     assert (raised.value.data.tokens_delivered or 0) >= 1
     assert answer.text.startswith(first)
-    assert answer.worker.generation == 2
+    assert (answer.worker.generation, answer.worker.resumed) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +75,7 @@ def test_each_end_of_a_worker_has_its_class_and_the_next_request_works(
     supervisor = start_supervisor("scripted_engine.py")
     with supervisor.connect() as client:
         with pytest.raises(RpcError) as raised:
-            client.call("generate", {"model": MODEL, "prompt": script})
+            client.call("generate", {"model": MODEL, "prompt": script, "resume": False})
         text = count(client, 5)
 
     assert raised.value.kind is ErrorKind.WORKER_DIED
@@ -68,16 +85,19 @@ def test_each_end_of_a_worker_has_its_class_and_the_next_request_works(
     assert text == "xxxxx"
 
 
-def test_a_shutdown_leaves_no_process_and_status_0(start_supervisor: StartSupervisor) -> None:
-    supervisor = start_supervisor("scripted_engine.py")
-    with supervisor.connect() as client:
-        assert count(client, 2) == "xx"
-        (worker,) = supervisor.workers()
-        client.call("server/shutdown", {"drain_ms": 0})
-        client.wait_closed()
+def test_a_shutdown_leaves_no_process_and_status_0(start_supervisor: StartSupervisor, tmp_path: Path) -> None:
+    fifo = tmp_path / "started"
+    os.mkfifo(fifo)
+    with fifo.open("r+b", buffering=0) as started:
+        supervisor = start_supervisor("scripted_engine.py", str(fifo))
+        with supervisor.connect() as client:
+            assert count(client, 2) == "xx"
+            workers = read_pids(started, 2)
+            client.call("server/shutdown", {"drain_ms": 0})
+            client.wait_closed()
 
     assert supervisor.process.wait(timeout=10) == 0
-    assert not psutil.pid_exists(worker.pid)
+    assert [pid for pid in workers if psutil.pid_exists(pid)] == []
     assert not supervisor.socket.exists()
 
 

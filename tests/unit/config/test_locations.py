@@ -49,11 +49,14 @@ def test_a_variable_of_xdg_that_is_no_absolute_path_is_ignored(value: str) -> No
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 def test_our_own_variables_come_before_the_platform(platform: str) -> None:
-    located = locate(platform, {**XDG, "MLXSUP_CONFIG": "here.toml", "MLXSUP_SOCKET": "/s"}, HOME)
+    own = {"MLXSUP_CONFIG": "here.toml", "MLXSUP_SOCKET": "/s", "MLXSUP_STATE": "/deaths"}
+    located = locate(platform, {**XDG, **own}, HOME)
     assert (located.config_file, located.socket) == (Path("here.toml"), Path("/s"))
+    assert located.state == Path("/deaths")
     assert located.cache == locate(platform, XDG, HOME).cache
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 def test_our_own_variables_say_nothing_when_empty(platform: str) -> None:
-    assert locate(platform, {"MLXSUP_CONFIG": "", "MLXSUP_SOCKET": ""}, HOME) == locate(platform, {}, HOME)
+    own = dict.fromkeys(("MLXSUP_CONFIG", "MLXSUP_SOCKET", "MLXSUP_STATE"), "")
+    assert locate(platform, own, HOME) == locate(platform, {}, HOME)

@@ -3,6 +3,8 @@
 A prompt says what its request does: `count N` gives N tokens, `hold FIFO` never lets go of the interpreter lock
 again, `hang FIFO` waits for ever and lets it go, each after a byte into that FIFO; `wait FIFO` gives one token, and its
 end once that FIFO has been written to; `die` sends itself SIGKILL, and `raise TEXT` raises an exception.
+
+With a FIFO as its argument it writes its process id there, a line, once it waits for a model.
 """
 
 from mlxsup.protocol.descriptors import claim_pipes
@@ -12,12 +14,13 @@ _PIPES = claim_pipes()
 import ctypes  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
+import sys  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from mlxsup.protocol.generation import FinishReason  # noqa: E402
 from mlxsup.protocol.worker_link import Generate, Load, Loaded  # noqa: E402
-from mlxsup.worker.engine.interface import Emission, Prepared, ReportLoad  # noqa: E402
+from mlxsup.worker.engine.interface import Emission, LoadEngine, Prepared, ReportLoad  # noqa: E402
 from mlxsup.worker.process import run_worker  # noqa: E402
 
 _LONG_S = 3600
@@ -81,4 +84,10 @@ def load(order: Load, report: ReportLoad) -> ScriptedEngine:
     return ScriptedEngine()
 
 
-run_worker(_PIPES, lambda: load)
+def import_engine() -> LoadEngine:
+    if sys.argv[1:]:
+        Path(sys.argv[1]).write_bytes(b"%d\n" % os.getpid())
+    return load
+
+
+run_worker(_PIPES, import_engine)
