@@ -95,8 +95,8 @@ _TABLE = (
     Method(
         name="model/recycle",
         params=service.RecycleParams,
-        result=service.NoResult,
-        summary="Replace a model's worker and lose nothing; answered once the new one serves.",
+        result=service.ModelEntry,
+        summary="Replace a model's worker and lose nothing; answered once the new one serves, with `$/progress` meanwhile.",
         errors=_WORKER,
     ),
     Method(

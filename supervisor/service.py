@@ -22,6 +22,7 @@ from mlxsup.supervisor.generation.translate import make_order
 from mlxsup.supervisor.measure.counters import RequestCounters
 from mlxsup.supervisor.models.pull import pull
 from mlxsup.supervisor.models.store import Store
+from mlxsup.supervisor.pool.attempt import OnProgress
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.pool import Pool
 from mlxsup.supervisor.pool.runner import ModelRunner
@@ -225,20 +226,17 @@ class Service:
 
     async def _load(self, params: service.LoadParams, caller: Caller) -> service.ModelEntry:
         runner = self._pool.runner(params.model)
-
-        def report(progress: worker_link.LoadProgress) -> None:
-            caller.progress(msgspec.to_builtins(progress))
-
-        await runner.load(pin=params.pin, options=params.options, on_progress=report)
+        await runner.load(pin=params.pin, options=params.options, on_progress=_report_load(caller))
         return self._pool.entry(runner)
 
     async def _unload(self, params: service.UnloadParams, _: Caller) -> service.NoResult:
         await self._pool.runner(params.model).unload(force=params.force)
         return service.NoResult()
 
-    async def _recycle(self, params: service.RecycleParams, _: Caller) -> service.NoResult:
-        await self._pool.runner(params.model).recycle()
-        return service.NoResult()
+    async def _recycle(self, params: service.RecycleParams, caller: Caller) -> service.ModelEntry:
+        runner = self._pool.runner(params.model)
+        await runner.recycle(_report_load(caller))
+        return self._pool.entry(runner)
 
     async def _breaker(self, params: service.BreakerParams, _: Caller) -> service.ModelEntry:
         runner = self._pool.runner(params.model)
@@ -279,3 +277,10 @@ class Service:
         runner = self._pool.runner(params.model)
         answer = await runner.call(worker_link.DETOKENIZE, question, worker_link.Detokenized)
         return service.DetokenizeResult(text=answer.text)
+
+
+def _report_load(caller: Caller) -> OnProgress:
+    def report(progress: worker_link.LoadProgress) -> None:
+        caller.progress(msgspec.to_builtins(progress))
+
+    return report

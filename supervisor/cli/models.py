@@ -1,7 +1,8 @@
-"""`mlxsup list`, `pull`, `load` and `unload`."""
+"""`mlxsup list`, `pull`, `load`, `unload`, `recycle` and `breaker`."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -77,14 +78,7 @@ def pull_model(model: str, config_file: Path | None) -> None:
 @click.option("--pin/--no-pin", default=None, help="Unload it only with --force.")
 def load(model: str, config_file: Path | None, socket_path: Path | None, pin: bool | None) -> None:
     """Have the running supervisor load MODEL now."""
-    line = ProgressLine(model)
-    with Client.connect(read_setting(config_file).socket(socket_path)) as client:
-        line.show("starting a worker", 0, None)
-        try:
-            entry = client.call("model/load", {"model": model, "pin": pin}, show_load(line))
-        finally:
-            line.end()
-    click.echo(model_table([entry]))
+    _watch_load("model/load", {"model": model, "pin": pin}, "starting a worker", config_file, socket_path)
 
 
 def show_load(line: ProgressLine) -> Callable[[Notification], None]:
@@ -115,8 +109,21 @@ def unload(model: str, config_file: Path | None, socket_path: Path | None, force
 @socket_option
 def recycle(model: str, config_file: Path | None, socket_path: Path | None) -> None:
     """Replace MODEL's worker by a new one; running answers lose nothing."""
+    _watch_load("model/recycle", {"model": model}, "starting another worker", config_file, socket_path)
+
+
+def _watch_load(
+    method: str, params: dict[str, Any], first: str, config_file: Path | None, socket_path: Path | None
+) -> None:
+    """Ask for a worker, draw its load, and show what is there then."""
+    line = ProgressLine(params["model"])
     with Client.connect(read_setting(config_file).socket(socket_path)) as client:
-        client.call("model/recycle", {"model": model})
+        line.show(first, 0, None)
+        try:
+            entry = client.call(method, params, show_load(line))
+        finally:
+            line.end()
+    click.echo(model_table([entry]))
 
 
 @click.command()

@@ -14,6 +14,7 @@ from mlxsup.config.schema import Recovery
 from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.supervisor.pool.attempt import Attempt
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.process import Observation
 from mlxsup.supervisor.pool.worker import Handlers, Worker, WorkerGoneError
@@ -98,7 +99,7 @@ class Life:
         self._ready_s = math.inf
         self.generation = 0
         self.error: RpcError | None = None
-        self.ready_or_over = trio.Event()
+        self.loading = Attempt()
         self.over = trio.Event()
 
     # As the port of requests to the worker:

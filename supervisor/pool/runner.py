@@ -193,7 +193,7 @@ class ModelRunner:
         """Let quarantined requests try again; their digests."""
         return self._poison.release(self.name)
 
-    async def recycle(self) -> None:
+    async def recycle(self, on_progress: OnProgress | None = None) -> None:
         """Replace the worker without losing anything; returns once the new one serves.
 
         Raises:
@@ -203,12 +203,10 @@ class ModelRunner:
         if old is not None and self._standing.state is WorkerState.READY:
             successor = self._workers.replace(old)
             if successor is not None:
-                await successor.ready_or_over.wait()
-                if successor.error is not None:
-                    raise successor.error
+                await successor.loading.wait(on_progress)
                 return
             await old.over.wait()
-        await self.ensure_ready()
+        await self.ensure_ready(on_progress)
 
     async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
         """A question to the worker that is no generation. It changes nothing, so it may be put again.

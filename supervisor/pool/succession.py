@@ -203,7 +203,7 @@ class Succession:
                 self._book.fail(request, self.closing or stopped_error())
             self._after_end(ending.refusal, was_current=was_current)
             life.error = ending.refusal or stopped_error()
-        life.ready_or_over.set()
+        life.loading.settle(life.error)
         life.over.set()
 
     def _after_end(self, refusal: RpcError | None, *, was_current: bool) -> None:
@@ -271,6 +271,7 @@ class Succession:
             self._enter(state)
 
     def report(self, life: Life, progress: link.LoadProgress) -> None:
+        life.loading.report(progress)
         if life is self.current:
             self._standing.attempt.report(progress)
 
@@ -287,7 +288,7 @@ class Succession:
             old.stop(at_once=False)
         self._standing.settle(None)
         self._book.gain_worker(life, life.generation, now_s)
-        life.ready_or_over.set()
+        life.loading.settle(None)
 
     def take_step(self, life: Life, step: link.Step) -> None:
         self._book.take_step(life, step, trio.current_time())
