@@ -23,12 +23,12 @@ from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.request_book import RequestBook
 from mlxsup.supervisor.pool.standing import Standing
 from mlxsup.supervisor.recovery.aftermath import Aftermath
-from mlxsup.supervisor.recovery.classify import Restart
 from mlxsup.supervisor.recovery.gate import Gate
 from mlxsup.supervisor.recovery.limits import memory_limits
 from mlxsup.supervisor.recovery.memory_truth import MemorySample, judge_memory
 from mlxsup.supervisor.recovery.recycling import RecyclePolicy
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
+from mlxsup.supervisor.recovery.verdicts import Restart
 
 _log = logging.getLogger(__name__)
 

@@ -8,9 +8,11 @@ import msgspec
 
 from mlxsup.protocol.errors import Death, ErrorKind, RpcError
 from mlxsup.supervisor.generation.request import GenerationRequest
-from mlxsup.supervisor.recovery.classify import Evidence, Restart, Verdict, classify, signal_name
+from mlxsup.supervisor.recovery.classify import Evidence, classify, origin_of_end, signal_name
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
+from mlxsup.supervisor.recovery.signal_origin import Origin
+from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
 
 
 class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +20,7 @@ class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
 
     verdict: Verdict
     death: Death
+    origin: Origin | None
     wait_s: float | None
     reason: str
     resumed: list[GenerationRequest]
@@ -68,19 +71,28 @@ def decide_aftermath(
         wait_s = 0.0
     quarantined = poison.note_death(lost, verdict.name) if verdict.blames_request else []
     survivors = [request for request in lost if request not in quarantined]
-    resumable = verdict.resume and (another or wait_s is not None)
+    resumable = another or wait_s is not None
+    resumed = [request for request in survivors if resumable and _may_resume(request, verdict)]
+    origin = origin_of_end(evidence)
     return Aftermath(
         verdict=verdict,
         death=death,
         wait_s=wait_s,
-        reason=_describe(death, verdict, why),
-        resumed=[request for request in survivors if resumable and request.resume],
-        failed=[request for request in survivors if not (resumable and request.resume)],
+        origin=origin,
+        reason=_describe(death, origin, verdict, why),
+        resumed=resumed,
+        failed=[request for request in survivors if request not in resumed],
         quarantined=quarantined,
     )
 
 
-def _describe(death: Death, verdict: Verdict, why: str | None) -> str:
+def _may_resume(request: GenerationRequest, verdict: Verdict) -> bool:
+    return request.resume and (verdict.resumes_max is None or request.resumed < verdict.resumes_max)
+
+
+def _describe(death: Death, origin: Origin | None, verdict: Verdict, why: str | None) -> str:
     how = f"signal {death.signal}" if death.signal else f"exit status {death.exit_status}"
+    if origin is not None:
+        how += f" {origin}" if death.signal else f", {signal_name(-origin.number)} {origin}"
     seen = f", {why}" if why else ""
     return f"{death.death_class} ({how}) while {death.phase}{seen}; {verdict.advice}"

@@ -1,236 +1,35 @@
-"""What a worker's end means, and what follows from it: one table, read from top to bottom. Pure.
+"""What a worker's end means. Pure.
 
-Evidence is taken in this order: what we did to it (a stall that was found), what it wrote last, how it exited. Texts
-are matched on the part that MLX or the driver wrote, never on what the C++ runtime of a platform puts around it.
+Evidence is taken in this order: what we did to it (a stall that was found), who sent the signal that ended it, what it
+wrote last, how it exited.
 """
 
-import re
 import signal
-from enum import StrEnum
 
 import msgspec
 
 from mlxsup.protocol.exit_codes import ExitCode
-
-
-class Restart(StrEnum):
-    """When another worker may be started."""
-
-    AT_ONCE = "at_once"
-    """The worker was not to blame."""
-
-    BACKOFF = "backoff"
-    """By the restart policy: the first time at once, then later and later."""
-
-    NEVER = "never"
-    """Another one would end the same; somebody has to change something."""
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """A class of deaths, and what is done about it.
-
-    `weight` is what it counts in the restart budget and the breaker, 0 for no fault of the worker; `resume` says
-    whether its requests may go on in another worker; `machine` marks faults that point beyond this worker;
-    `blames_request` those that a request in flight can have caused by what it asked for.
-    """
-
-    name: str
-    restart: Restart
-    weight: int
-    resume: bool
-    advice: str
-    machine: bool = False
-    blames_request: bool = False
+from mlxsup.supervisor.recovery import verdicts
+from mlxsup.supervisor.recovery.signal_origin import Origin
+from mlxsup.supervisor.recovery.verdicts import Verdict
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """`returncode` is negative for a signal. `stalled`: the watchdog ended it; `broke_protocol`: we did, for what it sent."""
+    """`returncode` is negative for a signal. `stalled`: the watchdog ended it; `broke_protocol`: we did, for what it sent.
+
+    `origin` is where the last signal came from that it told of, and `killed_for_memory` whether the kernel ended a process
+    for want of memory, where the worker ran, when it died: None where nothing is known.
+    """
 
     returncode: int
     stderr: tuple[str, ...]
     phase: str
     stalled: bool = False
     broke_protocol: bool = False
+    origin: Origin | None = None
+    killed_for_memory: bool | None = None
 
 
-def _verdict(
-    name: str,
-    restart: Restart,
-    weight: int,
-    advice: str,
-    *,
-    resume: bool = True,
-    machine: bool = False,
-    blames_request: bool = False,
-) -> Verdict:
-    return Verdict(
-        name=name,
-        restart=restart,
-        weight=weight,
-        resume=resume,
-        advice=advice,
-        machine=machine,
-        blames_request=blames_request,
-    )
-
-
-_SMALLER = "use a smaller model or quantisation, or lower context_tokens_max and batch_sequences_max"
-_REPORT = "if it comes back, report it to MLX with the death report"
-
-HUNG = _verdict(
-    "hung", Restart.BACKOFF, 2, "the stacks in the death report show where it hung", blames_request=True
-)
-BROKE_PROTOCOL = _verdict(
-    "protocol_broken",
-    Restart.BACKOFF,
-    1,
-    "something wrote into its protocol, or two versions of mlxsup are installed",
-    blames_request=True,
-)
-
-# What the worker wrote last. The driver's own name of the error stands in brackets at the end of its text.
-_TEXTS: tuple[tuple[re.Pattern[str], Verdict], ...] = tuple(
-    (re.compile(pattern), verdict)
-    for pattern, verdict in (
-        (
-            r"ErrorInnocentVictim|Discarded \(victim of GPU error",
-            _verdict(
-                "gpu_victim", Restart.AT_ONCE, 0, "another program's GPU fault took it down", machine=True
-            ),
-        ),
-        (
-            r"ErrorSubmissionsIgnored|Ignored \(for causing prior/excessive GPU errors",
-            _verdict(
-                "gpu_penalty_box", Restart.AT_ONCE, 1, "end other programs that use the GPU", machine=True
-            ),
-        ),
-        (
-            r"ErrorImpactingInteractivity|Impacting Interactivity",
-            _verdict(
-                "gpu_interactivity",
-                Restart.BACKOFF,
-                1,
-                "lower prefill_chunk_tokens, or let the display sleep",
-                blames_request=True,
-            ),
-        ),
-        (
-            r"ErrorTimeout|Caused GPU Timeout Error",
-            _verdict("gpu_timeout", Restart.BACKOFF, 1, "lower prefill_chunk_tokens", blames_request=True),
-        ),
-        (
-            r"ErrorHang|Caused GPU Hang Error",
-            _verdict("gpu_hang", Restart.BACKOFF, 1, "lower prefill_chunk_tokens", blames_request=True),
-        ),
-        (
-            r"ErrorOutOfMemory|Insufficient Memory|CUDA error: out of memory|cudaErrorMemoryAllocation",
-            _verdict("gpu_out_of_memory", Restart.BACKOFF, 2, _SMALLER, resume=False),
-        ),
-        (
-            r"\[metal::malloc\] Resource limit",
-            _verdict("buffer_count", Restart.AT_ONCE, 0, "set recycle_requests: buffers leak slowly"),
-        ),
-        (
-            r"Attempting to allocate \d+ bytes which is greater than",
-            _verdict("allocation_too_big", Restart.BACKOFF, 1, _SMALLER, resume=False, blames_request=True),
-        ),
-        (
-            r"\[malloc(?:_or_wait)?\] Unable to allocate|std::bad_alloc|^MemoryError\b",
-            _verdict("allocation_failed", Restart.BACKOFF, 2, _SMALLER, resume=False),
-        ),
-        (
-            r"ErrorPageFault|Caused GPU Address Fault",
-            _verdict("gpu_page_fault", Restart.BACKOFF, 1, _REPORT, blames_request=True),
-        ),
-        (
-            r"ErrorInvalidResource|\bInvalid Resource\b",
-            _verdict("gpu_invalid_resource", Restart.BACKOFF, 1, _REPORT, blames_request=True),
-        ),
-        (
-            r"There is no Stream\(",
-            _verdict("stream_thread", Restart.NEVER, 1, "MLX was used from a second thread: " + _REPORT),
-        ),
-        (
-            r"No Metal device available|__NSArray0 objectAtIndex",
-            _verdict(
-                "no_metal", Restart.NEVER, 1, "run it where a Metal device is visible: not in this sandbox"
-            ),
-        ),
-        (
-            r"refusing to add duplicate key",
-            _verdict(
-                "double_import", Restart.NEVER, 1, "two copies of MLX are installed: make a clean environment"
-            ),
-        ),
-        (
-            r"_MTLCommandBuffer|MTLReportFailure|failed assertion",
-            _verdict("metal_assertion", Restart.BACKOFF, 1, _REPORT, blames_request=True),
-        ),
-        (
-            r"^(?:ModuleNotFoundError|ImportError)\b",
-            _verdict(
-                "import_error", Restart.NEVER, 1, "a package is missing or broken: `mlxsup doctor` looks"
-            ),
-        ),
-        (
-            r"\[load_safetensors\]|incomplete download or corrupt file",
-            _verdict("model_file", Restart.NEVER, 1, "the weights are damaged: pull the model again"),
-        ),
-        (
-            r"\[METAL\]|\[metal::|CUDA error|cudaError",
-            _verdict("gpu_error", Restart.BACKOFF, 1, _REPORT, blames_request=True),
-        ),
-    )
-)
-
-_STATUSES: dict[int, Verdict] = {
-    ExitCode.CLEAN: _verdict(
-        "clean_unexpected", Restart.BACKOFF, 1, "something in the worker called exit", blames_request=True
-    ),
-    ExitCode.BAD_CONFIGURATION: _verdict(
-        "bad_configuration", Restart.NEVER, 1, "see the reason of the failed load"
-    ),
-    ExitCode.DEFECT: _verdict(
-        "defect", Restart.BACKOFF, 1, "its traceback is in the death report", blames_request=True
-    ),
-    ExitCode.GPU_ERROR: _verdict("gpu_error", Restart.BACKOFF, 1, _REPORT, blames_request=True),
-    ExitCode.TERMINATED: _verdict("terminated", Restart.BACKOFF, 1, "somebody sent it SIGTERM"),
-    ExitCode.ORPHANED: _verdict(
-        "orphaned", Restart.BACKOFF, 1, "it lost its pipe although the supervisor lives"
-    ),
-    ExitCode.PROTOCOL_ERROR: _verdict(
-        "protocol_error", Restart.BACKOFF, 1, "are two versions of mlxsup installed?"
-    ),
-}
-
-_SIGNALS: dict[str, Verdict] = {
-    "SIGKILL": _verdict(
-        "killed",
-        Restart.BACKOFF,
-        1,
-        "the system ends what takes too much memory without a word; or somebody did",
-    ),
-    "SIGTERM": _verdict("terminated", Restart.BACKOFF, 1, "somebody sent it SIGTERM"),
-    "SIGSEGV": _verdict("segmentation_fault", Restart.BACKOFF, 1, _REPORT, blames_request=True),
-    "SIGBUS": _verdict(
-        "bus_error",
-        Restart.BACKOFF,
-        1,
-        "were the weights changed or unmounted while in use?",
-        blames_request=True,
-    ),
-    "SIGABRT": _verdict("aborted", Restart.BACKOFF, 1, _REPORT, blames_request=True),
-    "SIGILL": _verdict(
-        "illegal_instruction",
-        Restart.BACKOFF,
-        1,
-        "is this build of MLX for this processor?",
-        blames_request=True,
-    ),
-    "SIGTRAP": _verdict("trapped", Restart.BACKOFF, 1, _REPORT, blames_request=True),
-}
-
-_OTHER = _verdict("unknown", Restart.BACKOFF, 1, _REPORT)
 # Texts say something only about an end that the worker's own errors can have caused.
 _TEXT_STATUSES = frozenset({ExitCode.DEFECT, ExitCode.GPU_ERROR, ExitCode.BAD_CONFIGURATION, 1})
 _TEXT_SIGNALS = frozenset({"SIGABRT", "SIGTRAP", "SIGSEGV", "SIGILL"})
@@ -239,19 +38,35 @@ _TEXT_SIGNALS = frozenset({"SIGABRT", "SIGTRAP", "SIGSEGV", "SIGILL"})
 def classify(evidence: Evidence) -> Verdict:
     """The class of a death."""
     if evidence.stalled:
-        return HUNG
+        return verdicts.HUNG
     if evidence.broke_protocol:
-        return BROKE_PROTOCOL
-    # A shell around the worker reports a signal as 128 and its number.
-    returncode = 128 - evidence.returncode if evidence.returncode > 128 else evidence.returncode
+        return verdicts.BROKE_PROTOCOL
+    returncode = _own_returncode(evidence)
     name = signal_name(returncode)
+    origin = origin_of_end(evidence)
+    if name is not None and name != "SIGTERM" and origin is not None and origin.from_outside:
+        return verdicts.SIGNALLED
+    if name == "SIGKILL" and evidence.killed_for_memory is not None:
+        return verdicts.KILLED_OUT_OF_MEMORY if evidence.killed_for_memory else verdicts.KILLED_BY_SOMEBODY
     if name in _TEXT_SIGNALS or returncode in _TEXT_STATUSES:
         found = _by_text(evidence.stderr)
         if found is not None:
             return found
     if name is not None:
-        return _SIGNALS.get(name, _OTHER)
-    return _STATUSES.get(returncode, _OTHER)
+        return verdicts.SIGNALS.get(name, verdicts.UNKNOWN)
+    return verdicts.STATUSES.get(returncode, verdicts.UNKNOWN)
+
+
+def origin_of_end(evidence: Evidence) -> Origin | None:
+    """Where the signal came from that ended it; None where that is not known, or it was not one from outside our hands.
+
+    A worker obeys SIGTERM with an exit status.
+    """
+    if evidence.stalled or evidence.broke_protocol or evidence.origin is None:
+        return None
+    returncode = _own_returncode(evidence)
+    ended_by = signal.SIGTERM if returncode == ExitCode.TERMINATED else -returncode
+    return evidence.origin if evidence.origin.number == ended_by else None
 
 
 def signal_name(returncode: int) -> str | None:
@@ -264,10 +79,15 @@ def signal_name(returncode: int) -> str | None:
         return f"signal {-returncode}"
 
 
+def _own_returncode(evidence: Evidence) -> int:
+    """A shell around the worker reports a signal as 128 and its number."""
+    return 128 - evidence.returncode if evidence.returncode > 128 else evidence.returncode
+
+
 def _by_text(lines: tuple[str, ...]) -> Verdict | None:
     """The newest line that says something decides; a traceback's last line comes after all others."""
     for line in reversed(lines):
-        for pattern, verdict in _TEXTS:
+        for pattern, verdict in verdicts.TEXTS:
             if pattern.search(line):
                 return verdict
     return None

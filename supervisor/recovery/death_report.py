@@ -9,6 +9,7 @@ import msgspec
 
 from mlxsup.supervisor.recovery.memory_truth import MemorySample
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest
+from mlxsup.supervisor.recovery.signal_origin import Origin
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deaths (id INTEGER PRIMARY KEY, at TEXT NOT NULL, model TEXT NOT NULL, report TEXT NOT NULL);
@@ -27,7 +28,7 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeathReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`at` is UTC, ISO 8601. `stderr` are the worker's last lines, as it wrote them."""
+    """`at` is UTC, ISO 8601. `stderr` are the worker's last lines, redacted. `origin` is where the signal came from."""
 
     at: str
     model: str
@@ -44,6 +45,7 @@ class DeathReport(msgspec.Struct, frozen=True, kw_only=True):
     stderr: list[str]
     advice: str
     action: str
+    origin: Origin | None = None
 
 
 class DeathBook:

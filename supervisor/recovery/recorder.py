@@ -116,6 +116,7 @@ def _make_report(model: str, life: Life, evidence: Evidence, aftermath: Aftermat
         stderr=redact_stderr(evidence.stderr),
         advice=aftermath.verdict.advice,
         action=aftermath.action,
+        origin=aftermath.origin,
     )
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxsup.protocol.exit_codes import ExitCode
-from mlxsup.supervisor.recovery.classify import Evidence, Restart, Verdict, classify, signal_name
+from mlxsup.supervisor.recovery.classify import Evidence, classify, signal_name
+from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
 
 _FAILED = "[METAL] Command buffer execution failed: "
 _CODE = "kIOGPUCommandBufferCallbackError"
@@ -224,7 +225,7 @@ def test_no_class_has_two_meanings_but_for_what_its_advice_says() -> None:
 
 
 def test_only_what_memory_caused_takes_its_requests_along() -> None:
-    assert {name for name, verdict in verdicts().items() if not verdict.resume} == {
+    assert {name for name, verdict in verdicts().items() if verdict.resumes_max == 0} == {
         "gpu_out_of_memory",
         "allocation_too_big",
         "allocation_failed",
