@@ -240,6 +240,7 @@ class Life:
                 self.samples.append(MemorySample(now_s, seen.resident_bytes, seen.available_bytes))
                 del self.samples[:-_SAMPLES_MAX]
                 self._owner.sampled(self)
+            watchdog.note_look(now_s)
             self._stall = watchdog.check(now_s, process_stopped=seen.stopped)
             if self._stall is not None:
                 _log.error("worker %d is stuck in %s: %s", worker.pid, self._stall.phase, self._stall.reason)

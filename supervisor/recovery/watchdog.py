@@ -3,15 +3,19 @@
 A heartbeat attests what the MLX thread last finished; it comes from another thread, so it keeps coming while the MLX
 thread hangs, and stops when the whole process does: stopped, frozen, or with the interpreter lock held by native
 code. Each phase has its own budget: a load must read bytes, a step must end in time for the prompt tokens that it
-computes at a tenth of the measured rate, and what was sent must be taken up. An idle worker owes nothing.
+computes at a tenth of the measured rate, and what was sent must be taken up. An idle worker owes nothing. And nobody
+is blamed for the time in which the supervisor itself was away, frozen with its machine or starved.
 """
 
 import msgspec
 
 from mlxsup.protocol.worker_link import Heartbeat
 
-# The first beat comes an interval after the load has begun, and a busy machine delays each.
-_BEATS_MISSED_MAX = 3
+# Of a process that is stopped. Whoever looks once a heartbeat finds it within three: the last look at two may have come
+# a moment too early.
+_BEATS_MISSED_MAX = 2
+# Between two looks; beyond that the supervisor was away.
+_LOOKS_MISSED_MAX = 3
 _RATE_SHARE = 0.1
 _RATE_WEIGHT = 0.2
 
@@ -34,7 +38,7 @@ class Stall(msgspec.Struct, frozen=True):
 
 
 class Watchdog:
-    """For one worker, from its load on. `check` whenever `next_check_s` has passed."""
+    """For one worker, from its load on. `check` once every `heartbeat_interval_s`."""
 
     def __init__(self, limits: WatchdogLimits, now_s: float) -> None:
         self._limits = limits
@@ -43,6 +47,9 @@ class Watchdog:
         # When its MLX thread last finished something.
         self._moved_s = now_s
         self._prefill_tokens_per_s: float | None = None
+        self._looked_s = now_s
+        # What has not happened before this moment is not held against it.
+        self._excused_s = now_s
         self._owed = 0
         # Since when what it owes may wait to be taken up.
         self._sent_s = now_s
@@ -70,24 +77,33 @@ class Watchdog:
         self._owed -= 1
         self.note_frame(now_s)
 
+    def note_look(self, now_s: float) -> None:
+        """The supervisor looks again; after a long while it was away itself, and has not read what came meanwhile."""
+        if now_s - self._looked_s > _LOOKS_MISSED_MAX * self._limits.heartbeat_interval_s:
+            self._excused_s = now_s
+        self._looked_s = now_s
+
     def check(self, now_s: float, *, process_stopped: bool) -> Stall | None:
         """`process_stopped`: the kernel says that it is stopped by a signal."""
         limits = self._limits
-        silent_s = now_s - self._heard_s
-        if process_stopped and silent_s >= _BEATS_MISSED_MAX * limits.heartbeat_interval_s:
-            return Stall(
-                self._phase(), _BEATS_MISSED_MAX * limits.heartbeat_interval_s, "its process is stopped"
-            )
+        silent_s = now_s - max(self._heard_s, self._excused_s)
+        stopped_s = _BEATS_MISSED_MAX * limits.heartbeat_interval_s
+        if process_stopped and silent_s >= stopped_s:
+            return Stall(self._phase(), stopped_s, "its process is stopped")
         if silent_s >= limits.silence_s:
             return Stall(self._phase(), limits.silence_s, f"nothing was heard of it for {silent_s:.1f} s")
         beat = self._beat
         if beat is None:
             return None
-        still_s = now_s - self._moved_s
+        still_s = now_s - max(self._moved_s, self._excused_s)
         budget_s = self._budget_s(beat)
         if budget_s is not None and still_s >= budget_s:
             return Stall(beat.phase, budget_s, f"its MLX thread has finished nothing for {still_s:.1f} s")
-        if beat.phase == "idle" and self._owed and now_s - self._sent_s >= limits.pickup_s:
+        if (
+            beat.phase == "idle"
+            and self._owed
+            and now_s - max(self._sent_s, self._excused_s) >= limits.pickup_s
+        ):
             return Stall(beat.phase, limits.pickup_s, "it does not take up what it was sent")
         return None
 
