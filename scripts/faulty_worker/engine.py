@@ -40,7 +40,6 @@ _STRIDE = 7
 _TOKEN_STRIDE = 7919
 # Of every so many tokens one holds its text back until the next one.
 _HELD_EVERY = 5
-_SLOWNESS = 5
 
 
 def faulty_text(seed: int, tokens: int) -> str:
@@ -58,13 +57,17 @@ def _piece(seed: int, number: int) -> str:
 
 
 class _Sequence(msgspec.Struct):
-    """`held` is text of tokens that are delivered, which is not; `struck` once its fault has, here."""
+    """`held` is text of tokens that are delivered, which is not; `struck` once its fault has, here.
+
+    `prefill_ms` is the time of one of the `prefill_left` tokens of its prompt.
+    """
 
     script: Script
     max_tokens: int
     tokens: int
     held: str
     prefill_left: int
+    prefill_ms: float
     struck: bool = False
 
 
@@ -103,7 +106,14 @@ class FaultyEngine:
         held = faulty_text(script.seed, done)[request.delivered_chars :]
         if done >= request.max_tokens:
             return Emission(id, held, [], FinishReason.LENGTH)
-        self._running[id] = _Sequence(script, request.max_tokens, done, held, script.prompt_tokens + done)
+        sequence = _Sequence(
+            script, request.max_tokens, done, held, script.prompt_tokens + done, script.prefill_ms
+        )
+        fault = script.fault
+        if fault is not None and fault.kind is FaultKind.SLOW:
+            sequence.struck = True
+            sequence.prefill_ms *= fault.number if self._faults.strike(fault) else 1
+        self._running[id] = sequence
         return None
 
     def cancel(self, id: int) -> Emission:
@@ -122,7 +132,7 @@ class FaultyEngine:
         self._prefill()
         for sequence in decoding.values():
             fault = sequence.script.fault
-            if fault is not None and sequence.tokens >= fault.at_token and not sequence.struck:
+            if fault is not None and not sequence.struck and sequence.tokens >= fault.at_token:
                 sequence.struck = True
                 self._faults.strike(fault)
         self._faults.take_part(len(decoding))
@@ -131,12 +141,10 @@ class FaultyEngine:
 
     def _prefill(self) -> None:
         for sequence in self._running.values():
-            if not sequence.prefill_left:
-                continue
-            script, chunk = sequence.script, self._chunk(sequence)
-            slow = script.fault is not None and script.fault.kind is FaultKind.SLOW
-            sequence.prefill_left -= chunk
-            _pause(script.prefill_ms * chunk * (_SLOWNESS if slow else 1))
+            if sequence.prefill_left:
+                chunk = self._chunk(sequence)
+                sequence.prefill_left -= chunk
+                _pause(sequence.prefill_ms * chunk)
 
     def _advance(self, id: int, sequence: _Sequence) -> Emission:
         seed, number = sequence.script.seed, sequence.tokens

@@ -64,15 +64,16 @@ class Faults:
         except ValueError as error:
             raise RpcError(ErrorKind.INVALID_PARAMS, str(error), path="$.prompt") from None
 
-    def strike(self, fault: Fault) -> None:
-        """Do it, if it may be done once more."""
+    def strike(self, fault: Fault) -> bool:
+        """Do it, if it may be done once more, and say so where that can still be said."""
         if not self._ledger.allows(fault):
-            return
+            return False
         if fault.words:
             print(fault.words, file=sys.stderr, flush=True)
         if fault.kind is not FaultKind.GRANDCHILD:
             self._ledger.note(fault)
         self._actions[fault.kind](fault)
+        return True
 
     def take_part(self, tokens: int) -> None:
         """To be called in each step: what has struck has consequences."""

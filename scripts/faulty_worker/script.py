@@ -46,7 +46,7 @@ class FaultKind(StrEnum):
     """A load that is refused; nothing elsewhere."""
 
     SLOW = "slow"
-    """Prompts are computed at a fifth of the usual speed; nothing outside a request."""
+    """This request's prompt takes `Fault.number` times as long; nothing outside a request."""
 
     LEAK = "leak"
     """Of `Fault.number` bytes, resident, with each token from then on."""

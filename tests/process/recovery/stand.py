@@ -1,0 +1,276 @@
+"""A real supervisor with faulty workers under two models, and those who ask it for texts and watch it.
+
+What is waited for is an event, a piece of text or the end of a process; `LIMIT_S` only bounds a test that fails.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import trio
+
+from mlxsup.protocol.client.aio import Client, connect
+from mlxsup.protocol.client.exchange import Notification
+from mlxsup.protocol.errors import RpcError
+from mlxsup.protocol.generation import GenerationResult
+from mlxsup.protocol.service import Event, ModelEntry
+from scripts.faulty_worker.ledger import Ledger, Strike
+from scripts.faulty_worker.script import Script
+
+LIMIT_S = 30.0
+ONE = "one"
+OTHER = "other"
+SOCKET = "s.sock"
+LEDGER = "ledger"
+PROGRAM = Path(__file__).resolve().parents[3] / "scripts" / "faulty_worker"
+
+# Short enough for a test, long enough for a busy machine. Deaths are many, and a worker is healthy at once.
+QUICK: dict[str, dict[str, Any]] = {
+    "worker": {"heartbeat_interval_s": 0.1, "exit_grace_s": 5.0, "term_grace_s": 0.3, "spares": 0},
+    "recovery": {
+        "restart_backoff_base_s": 0.01,
+        "restart_healthy_s": 0.001,
+        "restarts_max": 1000,
+        "breaker_deaths": 1000,
+        "headroom_bytes": 0,
+    },
+}
+
+_MLXSUP = (sys.executable, "-P", "-m", "mlxsup.supervisor")
+_PROCESS_S = 300
+# An alarm survives exec, and the new program has no handler for it.
+_LIMITED = "import os, signal, sys; signal.alarm(int(sys.argv[1])); os.execvp(sys.argv[2], sys.argv[2:])"
+_CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192}
+
+Told = Callable[[Event], bool]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """`arrived_s` has a moment of the monotonic clock for each piece."""
+
+    text: str
+    result: GenerationResult
+    arrived_s: list[float]
+
+
+class Watch:
+    """The events of a supervisor as they come, each with its moment on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, Event]] = []
+        self._changed = trio.Event()
+
+    def take(self, notification: Notification) -> None:
+        if isinstance(notification, Event):
+            self.events.append((trio.current_time(), notification))
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def until(self, told: Told, *, count: int = 1) -> Event:
+        """The `count`-th event, of all that came and come, of which `told` is true."""
+        with trio.fail_after(LIMIT_S):
+            while len(found := [event for _, event in self.events if told(event)]) < count:
+                await self._changed.wait()
+        return found[count - 1]
+
+    def of(self, topic: str, model: str = ONE) -> list[Event]:
+        return [event for _, event in self.events if event.topic == topic and event.model == model]
+
+    def moments(self, told: Told) -> list[float]:
+        return [at_s for at_s, event in self.events if told(event)]
+
+
+def state(name: str, model: str = ONE) -> Told:
+    return lambda event: event.topic == "worker" and event.what == name and event.model == model
+
+
+def death(model: str = ONE) -> Told:
+    return lambda event: (
+        event.topic == "death" and event.what != "request_quarantined" and event.model == model
+    )
+
+
+class Stand:
+    """`end` it, and look at `deaths` then."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, environment: dict[str, str]) -> None:
+        self.process = process
+        self.folder = folder
+        self._environment = environment
+        self._ledger = Ledger(folder / LEDGER)
+        self.log: list[tuple[float, str]] = []
+        self._started = threading.Event()
+        threading.Thread(target=self._read_log, daemon=True).start()
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append((time.monotonic(), line.decode()))
+            if b" listening on " in line:
+                self._started.set()
+        self._started.set()
+
+    def wait_listening(self) -> None:
+        self._started.wait(LIMIT_S)
+        assert " listening on " in self.log_text, self.log_text
+
+    @property
+    def log_text(self) -> str:
+        return "".join(line for _, line in self.log)
+
+    @property
+    def strikes(self) -> list[Strike]:
+        return self._ledger.read()
+
+    @property
+    def supervisor(self) -> psutil.Process:
+        return psutil.Process(self.process.pid)
+
+    def children(self) -> list[psutil.Process]:
+        """All that the supervisor has forked and nobody has waited for."""
+        return self.supervisor.children(recursive=True)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        async with connect(self.folder / SOCKET) as client:
+            yield client
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[tuple[Client, Watch]]:
+        """A client that has subscribed to everything."""
+        async with self.client() as client:
+            watch = Watch()
+            client.listen(watch.take)
+            await client.call("server/subscribe", {"topics": ["worker", "death", "model"]})
+            yield client, watch
+
+    def mlxsup(self, *arguments: str) -> str:
+        """What the command prints."""
+        done = subprocess.run(
+            [*_MLXSUP, *arguments],
+            env=self._environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            timeout=LIMIT_S,
+            check=True,
+        )
+        return done.stdout.decode()
+
+    def deaths(self) -> list[dict[str, Any]]:
+        """Oldest first, of a supervisor that has ended: it may write them a moment later than it tells of them."""
+        assert self.process.returncode is not None
+        found: list[dict[str, Any]] = json.loads(self.mlxsup("deaths", "--json", "-n", "1000"))["deaths"]
+        return found[::-1]
+
+    def end(self) -> None:
+        """As a user does, and everything that it had has ended with it."""
+        children = self.children()
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(LIMIT_S) == 0, self.log_text
+        assert [child for child in children if child.is_running()] == []
+
+    def kill(self) -> None:
+        """After a test, whatever came of it."""
+        if self.process.poll() is None:
+            for child in self.children():
+                with suppress(psutil.Error):
+                    child.kill()
+            self.process.kill()
+        self.process.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+async def ask(client: Client, script: Script, tokens: int, *, model: str = ONE) -> Answer:
+    """The whole of a streamed text. Raises RpcError."""
+    pieces = []
+    arrived_s = []
+    params = {"model": model, "prompt": script.prompt(), "max_tokens": tokens, "seed": script.seed}
+    with trio.fail_after(LIMIT_S):
+        async with client.stream("generate", params) as stream:
+            async for piece in stream:
+                pieces.append(piece)
+                arrived_s.append(trio.current_time())
+    assert stream.result is not None
+    return Answer(text="".join(pieces), result=stream.result, arrived_s=arrived_s)
+
+
+async def ask_all(client: Client, scripts: Sequence[Script], tokens: int) -> list[Answer | RpcError]:
+    """All of them at once, in their order."""
+    answers: dict[int, Answer | RpcError] = {}
+
+    async def ask_one(index: int, script: Script) -> None:
+        try:
+            answers[index] = await ask(client, script, tokens)
+        except RpcError as error:
+            answers[index] = error
+
+    async with trio.open_nursery() as nursery:
+        for index, script in enumerate(scripts):
+            nursery.start_soon(ask_one, index, script)
+    return [answers[index] for index in range(len(scripts))]
+
+
+async def entry(client: Client, model: str = ONE) -> ModelEntry:
+    listed = await client.call("model/list")
+    (found,) = (entry for entry in listed.models if entry.name == model)
+    assert isinstance(found, ModelEntry)
+    return found
+
+
+@contextmanager
+def start_stand(folder: Path, options: Sequence[str], **sections: Mapping[str, Any]) -> Iterator[Stand]:
+    """`mlxsup start` in `folder`, with the faulty worker's `options` and the keys of configuration `sections`."""
+    for name in (ONE, OTHER):
+        _make_model(folder / name)
+    command = [sys.executable, "-P", str(PROGRAM), "--ledger", str(folder / LEDGER), *options]
+    tables = {
+        "worker": {"command": command, **QUICK["worker"], **sections.get("worker", {})},
+        "recovery": {**QUICK["recovery"], **sections.get("recovery", {})},
+        **{f"models.{name}": {"source": f"./{name}", **sections.get("model", {})} for name in (ONE, OTHER)},
+    }
+    (folder / "config.toml").write_text("".join(_toml(table, keys) for table, keys in tables.items()))
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("MLXSUP_", "XDG_"))},
+        "HOME": str(folder),
+        "MLXSUP_CONFIG": str(folder / "config.toml"),
+        "MLXSUP_SOCKET": str(folder / SOCKET),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LIMITED, str(_PROCESS_S), *_MLXSUP, "start"],
+        env=environment,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+    )
+    stand = Stand(process, folder, environment)
+    try:
+        stand.wait_listening()
+        yield stand
+    finally:
+        stand.kill()
+
+
+def _toml(table: str, keys: Mapping[str, Any]) -> str:
+    lines = [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+    return "\n".join([f"[{table}]", *lines, ""])
+
+
+def _make_model(folder: Path) -> None:
+    """What passes for a model before a worker sees it."""
+    if folder.exists():
+        return
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    (folder / "tokenizer.json").write_text("{}")
+    header = json.dumps({"t": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
