@@ -33,7 +33,10 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Hello(_Wire, frozen=True):
-    """Imports are done; `load` may come."""
+    """Imports are done; `load` may come.
+
+    `signal_key` stands in the lines on stderr that say where a signal came from, and in no other; empty: none will.
+    """
 
     pid: int
     python: str
@@ -41,6 +44,7 @@ class Hello(_Wire, frozen=True):
     mlx_lm: str
     device: str
     orphan_watch: bool
+    signal_key: str = ""
 
 
 class Load(_Wire, frozen=True):

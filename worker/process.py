@@ -68,6 +68,7 @@ def run_worker(pipes: Pipes, import_engine: Callable[[], LoadEngine]) -> NoRetur
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Obeyed between two steps of Python: a kernel that runs on the GPU is not cut off.
     signal.signal(signal.SIGTERM, _terminate)
+    signal_key = _report_signal_origin()
     life = _Life()
     inbox = Inbox()
     outbox = Outbox(pipes.outgoing)
@@ -87,7 +88,7 @@ def run_worker(pipes: Pipes, import_engine: Callable[[], LoadEngine]) -> NoRetur
 
     threading.Thread(target=read, name="reader", daemon=True).start()
     try:
-        code = _serve(inbox, outbox, import_engine(), orphan_watch=watch is not None)
+        code = _serve(inbox, outbox, import_engine(), orphan_watch=watch is not None, signal_key=signal_key)
     except _TerminatedError:
         code = ExitCode.TERMINATED
     except Exception as error:  # noqa: BLE001  (every exception that gets here ends the process, with its class)
@@ -100,9 +101,20 @@ def run_worker(pipes: Pipes, import_engine: Callable[[], LoadEngine]) -> NoRetur
     os._exit(code)
 
 
-def _serve(inbox: Inbox, outbox: Outbox, load_engine: LoadEngine, *, orphan_watch: bool) -> ExitCode:
+def _report_signal_origin() -> str:
+    """To be called behind faulthandler and all handlers of signals: what comes later would take its place.
+
+    Gives the key that only this worker's reports have, or nothing where they were not built.
+    """
+    key = os.urandom(8).hex()
+    return key if native.report_signal_origin(key) else ""
+
+
+def _serve(
+    inbox: Inbox, outbox: Outbox, load_engine: LoadEngine, *, orphan_watch: bool, signal_key: str
+) -> ExitCode:
     vitals = Vitals()
-    outbox.send(encode_notification(link.HELLO, _hello(orphan_watch)))
+    outbox.send(encode_notification(link.HELLO, _hello(orphan_watch, signal_key)))
     held: list[object] = []
     load = None
     while load is None:
@@ -149,7 +161,7 @@ def _load(command: Command, load_engine: LoadEngine, outbox: Outbox, vitals: Vit
     return engine
 
 
-def _hello(orphan_watch: bool) -> link.Hello:
+def _hello(orphan_watch: bool, signal_key: str) -> link.Hello:
     import mlx.core as mx
 
     return link.Hello(
@@ -159,6 +171,7 @@ def _hello(orphan_watch: bool) -> link.Hello:
         mlx_lm=version("mlx-lm"),
         device=_device(str(mx.default_device().type).rpartition(".")[2]),
         orphan_watch=orphan_watch,
+        signal_key=signal_key,
     )
 
 

@@ -282,6 +282,8 @@ class Life:
             phase=phase.value,
             stalled=self._stall is not None,
             broke_protocol=worker.fault is not None,
+            origin=worker.origin,
+            killed_for_memory=worker.killed_for_memory,
         )
 
     def _why(self, worker: Worker) -> str | None:

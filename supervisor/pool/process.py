@@ -10,6 +10,11 @@ import msgspec
 import psutil
 import trio
 
+from mlxsup.supervisor.pool.oom_counter import find_oom_counter, read_oom_kills
+
+# Of a process's name.
+_NAME_CHARS_MAX = 40
+
 
 class Observation(msgspec.Struct, frozen=True):
     """What the system says of a worker's process, and of the machine's memory."""
@@ -45,6 +50,10 @@ class ChildProcess(Protocol):
         """Signal it and all that it has forked; does nothing when none of them is left."""
         ...
 
+    def oom_kills(self) -> int | None:
+        """How often the kernel has ended a process for want of memory where this one runs; None where nothing counts."""
+        ...
+
 
 class SpawnedProcess:
     """A real one, the leader of a session of its own."""
@@ -54,6 +63,7 @@ class SpawnedProcess:
         assert process.stdout is not None
         assert process.stderr is not None
         self._process = process
+        self._oom_counter = find_oom_counter(process.pid)
         self.stdin: trio.abc.SendStream = process.stdin
         self.stdout: trio.abc.ReceiveStream = process.stdout
         self.stderr: trio.abc.ReceiveStream = process.stderr
@@ -73,6 +83,9 @@ class SpawnedProcess:
         # It leads its own session, so its pid is the group's id. EPERM: only zombies are left (macOS).
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
+
+    def oom_kills(self) -> int | None:
+        return None if self._oom_counter is None else read_oom_kills(self._oom_counter)
 
 
 async def spawn_process(command: list[str], environment: dict[str, str]) -> SpawnedProcess:
@@ -106,6 +119,15 @@ def observe_process(pid: int) -> Observation:
         available_bytes=available_bytes(),
         stopped=status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP),
     )
+
+
+def process_name(pid: int) -> str | None:
+    """None when it has ended. A process may call itself anything."""
+    try:
+        name = psutil.Process(pid).name()
+    except psutil.Error:
+        return None
+    return "".join(char if char.isprintable() else "?" for char in name[:_NAME_CHARS_MAX])
 
 
 def available_bytes() -> int:

@@ -23,8 +23,10 @@ from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.framing import Frame, LineDecoder
 from mlxsup.protocol.jsonrpc import Response, encode_notification, encode_request, parse_message
-from mlxsup.supervisor.pool.process import ChildProcess
+from mlxsup.supervisor.pool.process import ChildProcess, process_name
 from mlxsup.supervisor.pool.stderr_tail import StderrTail
+from mlxsup.supervisor.recovery.oom_evidence import OomEvidence
+from mlxsup.supervisor.recovery.signal_origin import Origin, read_origin
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +81,9 @@ class Worker:
         self.gone = trio.Event()
         self.fault: str | None = None
         self.stderr = StderrTail(config.stderr_lines_max, config.stderr_line_bytes_max)
+        self.origin: Origin | None = None
+        self.killed_for_memory: bool | None = None
+        self._oom = OomEvidence(process.oom_kills())
         self._decode_step = msgspec.json.Decoder(link.Step).decode
         self._serving = trio.CancelScope()
 
@@ -223,6 +228,7 @@ class Worker:
                 nursery.start_soon(self._drain_stderr)
                 nursery.start_soon(self._read)
                 await self._process.wait()
+                self.killed_for_memory = self._oom.rose(self._process.oom_kills())
                 # What it forked ends with it.
                 self._process.signal_group(signal.SIGKILL)
                 self._close_input()
@@ -296,7 +302,7 @@ class Worker:
             case link.STEP:
                 return partial(self._handlers.step, self._decode_step(params))
             case link.HEARTBEAT:
-                return partial(self._handlers.heartbeat, msgspec.json.decode(params, type=link.Heartbeat))
+                return partial(self._feel_beat, msgspec.json.decode(params, type=link.Heartbeat))
             case link.PROGRESS:
                 return partial(self._handlers.progress, msgspec.json.decode(params, type=link.LoadProgress))
             case link.HELLO:
@@ -311,6 +317,10 @@ class Worker:
         settle = self._calls.pop(response.id, None)
         return (lambda: None) if settle is None else partial(settle, response)
 
+    def _feel_beat(self, beat: link.Heartbeat) -> None:
+        self._oom.note_alive(self._process.oom_kills())
+        self._handlers.heartbeat(beat)
+
     def _greet(self, hello: link.Hello) -> None:
         self.hello = hello
         self._hello_came.set()
@@ -321,10 +331,18 @@ class Worker:
             while chunk := await stderr.receive_some(_READ_BYTES):
                 for line in self.stderr.feed(bytes(chunk)):
                     _log.debug("worker %d: %s", self.pid, line)
+                    self._look_for_origin(line)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
             self.stderr.finish()
+
+    def _look_for_origin(self, line: str) -> None:
+        """At once: the line may not stay among the last, nor the sender stay alive."""
+        origin = read_origin(line, None if self.hello is None else self.hello.signal_key)
+        if origin is not None:
+            name = process_name(origin.sender_pid) if origin.sender_pid else None
+            self.origin = msgspec.structs.replace(origin, sender_name=name)
 
 
 def _read_answer(response: Response) -> link.Generated | RpcError:

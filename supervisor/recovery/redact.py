@@ -27,8 +27,9 @@ _PHRASES = re.compile(
     r"|refusing to add duplicate key|CUDA error: out of memory|CUDA error"
     r"|libc\+\+abi: terminating due to uncaught exception|terminate called after throwing an instance"
     r"|Traceback \(most recent call last\):|\(most recent call first\):"
-    r"|Fatal Python error: (?:Aborted|Segmentation fault|Bus error|Illegal instruction)"
+    r"|Fatal Python error: (?:Aborted|Segmentation fault|Bus error|Illegal instruction|Floating point exception)"
     r"|(?:Current thread|Thread) 0x[0-9a-f]+"
+    r"|mlxsup: signal \d{1,3} (?:raised here|sent by process \d{1,10})"
 )
 # Code of packages, by what comes behind the folder that they are installed in; never a path of the user's own.
 _FRAME = re.compile(

@@ -59,6 +59,7 @@ class MemoryWorker:
         self.plan = plan
         self.returncode: int | None = None
         self.signals: list[signal.Signals] = []
+        self.oom_killed = 0
         self.stopped = False
         self.stdin, self._incoming = trio.testing.memory_stream_one_way_pair()
         self._outgoing, self.stdout = trio.testing.memory_stream_one_way_pair()
@@ -83,6 +84,9 @@ class MemoryWorker:
         self.signals.append(number)
         if number is signal.SIGKILL or (number is signal.SIGTERM and self.plan.obeys_sigterm):
             self.die(-number)
+
+    def oom_kills(self) -> int | None:
+        return self.oom_killed
 
     def die(self, returncode: int) -> None:
         """End as the kernel ends a process: at once, its pipes closed."""
