@@ -61,6 +61,7 @@ class MemoryWorker:
         self.signals: list[signal.Signals] = []
         self.oom_killed = 0
         self.stopped = False
+        self.hears_nothing = False
         self.stdin, self._incoming = trio.testing.memory_stream_one_way_pair()
         self._outgoing, self.stdout = trio.testing.memory_stream_one_way_pair()
         self.complaints, self.stderr = trio.testing.memory_stream_one_way_pair()
@@ -119,12 +120,19 @@ class MemoryWorker:
 
     async def _listen(self) -> None:
         decoder = LineDecoder(link.FRAME_BYTES_MAX)
-        while chunk := await self._incoming.receive_some():
+        while not self.hears_nothing and (chunk := await self._incoming.receive_some()):
             for event in decoder.feed(bytes(chunk)):
                 assert isinstance(event, Frame)
                 call = parse_message(event.data)
                 assert isinstance(call, Call)
                 await self._obey(call)
+        if self.hears_nothing:
+            await trio.sleep_forever()
+
+    def close_input(self) -> None:
+        """Hear nothing any more, and live on."""
+        self.hears_nothing = True
+        self._incoming.close()
 
     async def _obey(self, call: Call) -> None:
         match call.method:
@@ -181,7 +189,7 @@ class MemoryWorker:
         began_s = trio.current_time()
         steps = 0
         while True:
-            if not self._sequences:
+            while not self._sequences or self._lived_s() >= self._stuck_s():
                 self._given = trio.Event()
                 await self._given.wait()
                 # A step that is due right now takes it along.
@@ -230,7 +238,7 @@ class MemoryWorker:
             await self._outgoing.aclose()
         if self.plan.closes_input_s < math.inf:
             await trio.sleep(self.plan.closes_input_s)
-            await self._incoming.aclose()
+            self.close_input()
         if self.plan.garbage_s < math.inf:
             await trio.sleep(self.plan.garbage_s)
             await self._say(b"Segmentation fault? No: a print in a library")
