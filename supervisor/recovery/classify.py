@@ -11,7 +11,7 @@ import msgspec
 from mlxsup.protocol.exit_codes import ExitCode
 from mlxsup.supervisor.recovery import verdicts
 from mlxsup.supervisor.recovery.signal_origin import Origin
-from mlxsup.supervisor.recovery.verdicts import Verdict
+from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +33,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 # Texts say something only about an end that the worker's own errors can have caused.
 _TEXT_STATUSES = frozenset({ExitCode.DEFECT, ExitCode.GPU_ERROR, ExitCode.BAD_CONFIGURATION, 1})
 _TEXT_SIGNALS = frozenset({"SIGABRT", "SIGTRAP", "SIGSEGV", "SIGILL"})
+_SERVING = frozenset({"ready", "draining"})
 
 
 def classify(evidence: Evidence) -> Verdict:
@@ -54,7 +55,11 @@ def classify(evidence: Evidence) -> Verdict:
             return found
     if name is not None:
         return verdicts.SIGNALS.get(name, verdicts.UNKNOWN)
-    return verdicts.STATUSES.get(returncode, verdicts.UNKNOWN)
+    verdict = verdicts.STATUSES.get(returncode, verdicts.UNKNOWN)
+    if returncode == ExitCode.PROTOCOL_ERROR and evidence.phase not in _SERVING:
+        # Two programs that do not understand each other from the beginning never will.
+        return msgspec.structs.replace(verdict, restart=Restart.NEVER)
+    return verdict
 
 
 def origin_of_end(evidence: Evidence) -> Origin | None:

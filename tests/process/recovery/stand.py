@@ -180,7 +180,8 @@ class Stand:
         assert [child for child in children if child.is_running()] == []
 
     def kill(self) -> None:
-        """After a test, whatever came of it."""
+        """After a test, whatever came of it; a failed one shows the log."""
+        print(self.log_text)
         if self.process.poll() is None:
             for child in self.children():
                 with suppress(psutil.Error):

@@ -1,0 +1,163 @@
+"""Workers that die again and again: started later and later, then not at all, and at once not where nothing would help."""
+
+import re
+from collections.abc import Awaitable, Callable
+
+import psutil
+import pytest
+import trio
+
+from mlxsup.protocol.client.aio import Client
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.script import Fault, FaultKind, Script
+from tests.process.recovery.conftest import StartStand
+from tests.process.recovery.stand import LIMIT_S, ONE, OTHER, Watch, ask, entry, state
+
+# For two events that are read by a busy process.
+_NOISE_S = 0.2
+_BASE_S, _MAX_S = 0.3, 0.6
+# What the formula bounds each wait by: the first restart at once, then base * 2**(n - 1), at most max.
+_CEILINGS_S = [0.0, _BASE_S, 2 * _BASE_S, _MAX_S]
+_FORMULA = {
+    "restart_backoff_base_s": _BASE_S,
+    "restart_backoff_max_s": _MAX_S,
+    "restart_healthy_s": 600.0,
+    "restarts_max": len(_CEILINGS_S),
+}
+_ALWAYS = Fault(kind=FaultKind.ABORT)
+
+Provoke = Callable[[Client], Awaitable[RpcError]]
+
+
+async def load_by_hand(client: Client) -> RpcError:
+    with trio.fail_after(LIMIT_S), pytest.raises(RpcError) as raised:
+        await client.call("model/load", {"model": ONE})
+    return raised.value
+
+
+async def ask_again_and_again(client: Client) -> RpcError:
+    """Each request kills two workers, until the model is given up."""
+    for seed in range(100):
+        with pytest.raises(RpcError) as raised:
+            await ask(client, Script(seed=seed, fault=_ALWAYS), 10)
+        if raised.value.kind is not ErrorKind.QUARANTINED:
+            return raised.value
+    raise AssertionError("it goes on for ever")
+
+
+@pytest.mark.parametrize(
+    ("options", "provoke", "phase"),
+    [
+        (["--only", ONE, "--load", _ALWAYS.encode()], load_by_hand, "loading"),
+        (["--only", ONE, "--warm", _ALWAYS.encode()], load_by_hand, "warming"),
+        ([], ask_again_and_again, "ready"),
+    ],
+    ids=["at load", "in warm-up", "at each request"],
+)
+async def test_a_crash_loop_restarts_as_the_formula_says_and_then_the_model_is_quarantined_with_its_reason(
+    start: StartStand, options: list[str], provoke: Provoke, phase: str
+) -> None:
+    stand = start(*options, recovery=_FORMULA)
+    async with stand.watched() as (client, watch):
+        beside = await ask(client, Script(seed=1), 20, model=OTHER)
+        error = await provoke(client)
+        given_up = await watch.until(state("quarantined"))
+        with pytest.raises(RpcError) as raised:
+            await ask(client, Script(seed=1000), 1)
+        refused = raised.value
+        still_beside = await ask(client, Script(seed=2), 20, model=OTHER)
+        shown = await entry(client)
+
+    stand.end()
+    reports = stand.deaths()
+    assert len(stand.strikes) == len(reports) == len(_CEILINGS_S) + 1
+    assert [report["phase"] for report in reports] == [phase] * len(reports)
+    # The last death takes the request with it, and who waits for a load is told what comes of it.
+    assert error.kind is (ErrorKind.WORKER_DIED if phase == "ready" else ErrorKind.CIRCUIT_OPEN)
+    assert refused.kind is ErrorKind.CIRCUIT_OPEN
+    reason = given_up.detail["reason"]
+    assert "died too often" in reason
+    assert re.search(rf"aborted \(signal SIGABRT.*\) while {phase}", reason)
+    assert (shown.state, shown.reason) == ("quarantined", reason)
+    assert refused.message == reason
+    assert (beside.text, still_beside.text) == (faulty_text(1, 20), faulty_text(2, 20))
+    assert beside.result.worker == still_beside.result.worker
+
+    waited_s = waits_s(watch)
+    decided_s = [_decided_s(report["action"]) for report in reports]
+    assert decided_s.pop() is None
+    assert len(waited_s) == len(decided_s) == len(_CEILINGS_S)
+    for waited, decided, ceiling in zip(waited_s, decided_s, _CEILINGS_S, strict=True):
+        assert decided is not None
+        # The report gives it to a tenth of a second.
+        assert 0.0 <= decided <= ceiling + 0.05
+        assert decided - 0.1 <= waited <= decided + 0.05 + _NOISE_S
+
+
+def waits_s(watch: Watch) -> list[float]:
+    """From each backoff to the next spawn, as the events came."""
+    backoffs, spawns = watch.moments(state("backoff")), watch.moments(state("spawning"))
+    return [min(spawn for spawn in spawns if spawn >= backoff) - backoff for backoff in backoffs]
+
+
+def _decided_s(action: str) -> float | None:
+    found = re.search(r"restart after ([\d.]+) s", action)
+    return None if found is None else float(found[1])
+
+
+async def test_a_crash_loop_at_the_usual_pace_costs_the_supervisor_less_than_a_hundredth_of_a_core(
+    start: StartStand,
+) -> None:
+    deaths = 10
+    quick = {"restarts_max": deaths - 1, "restart_backoff_max_s": 0.001}
+    stand = start("--load", _ALWAYS.encode(), recovery=quick)
+    async with stand.client() as client:
+        began_s, before_s = trio.current_time(), processor_s(stand.supervisor)
+        await load_by_hand(client)
+        used_s = (processor_s(stand.supervisor) - before_s) / deaths
+        lived_s = (trio.current_time() - began_s) / deaths
+
+    assert len(stand.strikes) == deaths
+    # By default there are six deaths, and 0, 1/2, 1, 2 and 4 s between them in the mean.
+    assert 6 * used_s < 0.01 * (6 * lived_s + 7.5), (used_s, lived_s)
+
+
+def processor_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--load", Fault(kind=FaultKind.BAD_WEIGHTS, words="the weights are cut off").encode()], "cut off"),
+        (["--load", Fault(kind=FaultKind.EXIT, number=64).encode()], "bad_configuration"),
+        (["--load", Fault(kind=FaultKind.EXIT, number=78).encode()], "protocol_error"),
+        (["--start", Fault(kind=FaultKind.EXIT, number=78).encode()], "protocol_error"),
+        (
+            ["--start", Fault(kind=FaultKind.DEFECT, words="ImportError: libmlx.so: no such file").encode()],
+            "import_error",
+        ),
+        (
+            ["--load", Fault(kind=FaultKind.DEFECT, words="No Metal device available").encode()],
+            "no_metal",
+        ),
+    ],
+    ids=["refused load", "status 64", "status 78 at load", "status 78 at start", "import error", "no device"],
+)
+async def test_a_fault_of_the_configuration_is_told_once_and_never_loops(
+    start: StartStand, options: list[str], words: str
+) -> None:
+    stand = start(*options)
+    async with stand.watched() as (client, watch):
+        error = await load_by_hand(client)
+        failed = await watch.until(state("failed"))
+        with pytest.raises(RpcError) as raised:
+            await ask(client, Script(seed=1), 1)
+        spawned = watch.moments(state("spawning"))
+
+    assert error.kind is raised.value.kind is ErrorKind.MODEL_LOAD_FAILED
+    assert words in error.message
+    assert failed.detail["reason"] == raised.value.message == error.message
+    assert len(spawned) == len(stand.strikes) == 1
