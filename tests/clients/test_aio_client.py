@@ -120,7 +120,7 @@ async def test_a_load_tells_its_progress_to_the_one_who_asked_and_its_states_to_
     assert entry.state == "ready"
     assert list(dict.fromkeys(phases)) == ["weights", "tokenizer", "warm"]
     states = [event.what for event in heard if isinstance(event, Event) and event.model == model]
-    assert states[-3:] == ["spawning", "loading", "ready"]
+    assert states[-4:] == ["spawning", "loading", "warming", "ready"]
 
 
 async def test_a_spawned_server_ends_with_the_block(stdio: list[str]) -> None:

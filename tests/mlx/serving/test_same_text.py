@@ -1,16 +1,17 @@
 """What a model says does not depend on how it is served."""
 
+import os
 import signal
 from typing import Any
 
-import psutil
 import pytest
 import trio
 
 from mlxsup.protocol.client import aio
 from mlxsup.protocol.client.exchange import Notification
+from mlxsup.protocol.generation import GenerationResult
 from mlxsup.protocol.service import Event
-from tests.mlx.serving.conftest import WAIT_S, Serving
+from tests.mlx.serving.conftest import MODEL, WAIT_S, Serving
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -73,23 +74,65 @@ def test_seeded_text_is_the_same_alone_in_a_batch_of_16_and_after_a_restart(serv
 
 
 def kill_worker(serving: Serving) -> None:
-    """Returns once the supervisor knows."""
-    stopped = trio.Event()
+    """Returns once the next one serves."""
+    states: list[str] = []
+    ready_again = trio.Event()
 
     def note(notification: Notification) -> None:
-        if isinstance(notification, Event) and notification.what == "stopped":
-            stopped.set()
+        if isinstance(notification, Event):
+            states.append(notification.what)
+            if notification.what == "ready":
+                ready_again.set()
 
     async def run() -> None:
         async with aio.connect(serving.socket) as client:
             client.listen(note)
             await client.call("server/subscribe", {"topics": ["worker"]})
-            (worker,) = psutil.Process(serving.process.pid).children()
-            worker.send_signal(signal.SIGKILL)
+            (entry,) = (await client.call("model/list")).models
+            os.kill(entry.pid, signal.SIGKILL)
             with trio.fail_after(WAIT_S):
-                await stopped.wait()
+                await ready_again.wait()
 
     trio.run(run)
+    assert "backoff" in states
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.2, "top_p": 0.95, "seed": 7}])
+def test_eight_streams_whose_worker_is_killed_end_with_their_undisturbed_texts(
+    serving: Serving, sampling: dict[str, Any]
+) -> None:
+    calls = [chat(question, **{**sampling, "max_tokens": 2 * TOKENS}) for question in QUESTIONS]
+    undisturbed = serving.ask_together(calls)
+    results: dict[int, GenerationResult] = {}
+    streamed = [""] * len(calls)
+    all_speak = trio.Event()
+
+    async def follow(client: aio.Client, number: int, call: dict[str, Any]) -> None:
+        params = {"model": MODEL, **call}
+        async with client.stream(params.pop("method"), params) as pieces:
+            async for piece in pieces:
+                streamed[number] += piece
+                if all(streamed):
+                    all_speak.set()
+        assert pieces.result is not None
+        results[number] = pieces.result
+
+    async def run() -> None:
+        with trio.fail_after(WAIT_S):
+            async with aio.connect(serving.socket) as client, trio.open_nursery() as nursery:
+                for number, call in enumerate(calls):
+                    nursery.start_soon(follow, client, number, call)
+                await all_speak.wait()
+                (entry,) = (await client.call("model/list")).models
+                os.kill(entry.pid, signal.SIGKILL)
+
+    trio.run(run)
+    texts = [results[number].text for number in range(len(calls))]
+    assert texts == streamed == [result.text for result in undisturbed]
+    resumed = [result.worker.resumed for _, result in sorted(results.items()) if result.worker]
+    # One that has ended before all had begun needs no other worker.
+    assert set(resumed) <= {0, 1}
+    assert sum(resumed) >= 2
 
 
 def test_streamed_pieces_are_the_text_and_never_split_a_character(serving: Serving) -> None:
