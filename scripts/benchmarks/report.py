@@ -25,7 +25,8 @@ class Goal(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         relation = "at least" if self.at_least else "at most"
-        return f"{'met   ' if self.met else 'MISSED'} {self.name}: {self.value:,.3f}, goal {relation} {self.bound:,g}"
+        value = f"{self.value:,}" if isinstance(self.value, int) else f"{self.value:,.3f}"
+        return f"{'met   ' if self.met else 'MISSED'} {self.name}: {value}, goal {relation} {self.bound:,g}"
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -56,7 +57,10 @@ class Section(msgspec.Struct, frozen=True):
 
 
 class Report:
-    def __init__(self, bench: str, seed: int) -> None:
+    """`program` is the script that a person ran, `bench` the part of it that this is about."""
+
+    def __init__(self, bench: str, seed: int, program: str = "scripts/bench") -> None:
+        self._program = program
         self._bench = bench
         self._seed = seed
         self._date = time.strftime("%Y-%m-%d %H:%M:%S %z")
@@ -99,7 +103,7 @@ class Report:
     def _as_text(self) -> str:
         machine = ", ".join(f"{name} {value}" for name, value in self._machine.items())
         load = f"load average {self._load_before[0]:.2f} before, {describe_load()[0]:.2f} after"
-        blocks = [f"scripts/bench {self._bench}, {self._date}, seed {self._seed}\n{machine}\n{load}"]
+        blocks = [f"{self._program} {self._bench}, {self._date}, seed {self._seed}\n{machine}\n{load}"]
         for section in self._sections:
             blocks += map(str, section.tables)
             blocks.append("\n".join(map(str, section.goals)))

@@ -22,6 +22,7 @@ from mlxsup.protocol.service import PullResult
 Say = Callable[[str], None]
 
 MODEL = DEFAULT_MODEL
+LOG = "log"
 
 _START_S = 60.0
 _STOP_S = 60.0
@@ -35,12 +36,18 @@ class SupervisorChild(msgspec.Struct, frozen=True):
     socket: Path
 
     def workers(self) -> list[psutil.Process]:
+        """Spares too."""
         return self.process.children(recursive=True)
+
+    def serving(self) -> psutil.Process:
+        """The worker that has the model."""
+        with Client.connect(self.socket) as client:
+            entries = client.call("model/list").models
+        return psutil.Process(next(entry.pid for entry in entries if entry.pid is not None))
 
     def preload(self) -> dict[str, str]:
         """What the environment of the loaded worker has of the BLAS bridge: a process like it needs the same."""
-        (worker,) = self.workers()
-        environment = worker.environ()
+        environment = self.serving().environ()
         return {name: environment[name] for name in native.preload_environment(1) if name in environment}
 
     def load_model(self, say: Say) -> Path:
@@ -58,31 +65,48 @@ def supervisor_child(
     *, worker: Mapping[str, Any] | None = None, model: Mapping[str, Any] | None = None
 ) -> Iterator[SupervisorChild]:
     """`mlxsup start` with these keys of `[worker]` and of the default model; all else as it comes."""
-    with tempfile.TemporaryDirectory(prefix="mlxsup-bench-") as folder:
-        config = Path(folder, "config.toml")
-        config.write_text(
-            _toml("worker", worker or {}) + _toml(f"models.{MODEL}", model or {}), encoding="utf-8"
+    tables = {"worker": worker or {}, f"models.{MODEL}": model or {}}
+    with (
+        tempfile.TemporaryDirectory(prefix="mlxsup-bench-") as folder,
+        running_supervisor(Path(folder), tables) as child,
+    ):
+        yield child
+
+
+@contextmanager
+def running_supervisor(
+    folder: Path, tables: Mapping[str, Mapping[str, Any]], environment: Mapping[str, str] | None = None
+) -> Iterator[SupervisorChild]:
+    """`mlxsup start` with these tables of the configuration; that, its socket and its `log` are in `folder`.
+
+    `environment` comes on top of this process's own.
+    """
+    config = folder / "config.toml"
+    config.write_text("".join(_toml(name, keys) for name, keys in tables.items()), encoding="utf-8")
+    socket = folder / "s.sock"
+    log = folder / LOG
+    command = [sys.executable, "-P", "-m", "mlxsup.supervisor", "start"]
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [*command, "--config", str(config), "--socket", str(socket)],
+            stderr=stderr,
+            # What a person has set for his own supervisor, and what died in it, is no part of the measurement.
+            env={name: value for name, value in os.environ.items() if not name.startswith("MLXSUP_")}
+            | {"MLXSUP_STATE": str(folder)}
+            | dict(environment or {}),
+            # A terminal's Ctrl-C is this program's to handle.
+            start_new_session=True,
         )
-        socket = Path(folder, "s.sock")
-        log = Path(folder, "log")
-        command = [sys.executable, "-P", "-m", "mlxsup.supervisor", "start"]
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [*command, "--config", str(config), "--socket", str(socket)],
-                stderr=stderr,
-                # What a person has set for his own supervisor is no part of the measurement.
-                env={name: value for name, value in os.environ.items() if not name.startswith("MLXSUP_")},
-            )
+    try:
+        _wait_listening(process, socket, log)
+        yield SupervisorChild(psutil.Process(process.pid), socket)
+    finally:
+        process.send_signal(signal.SIGTERM)
         try:
-            _wait_listening(process, socket, log)
-            yield SupervisorChild(psutil.Process(process.pid), socket)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def blas_threads(preload: Mapping[str, str]) -> str:
