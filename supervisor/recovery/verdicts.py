@@ -64,6 +64,8 @@ def _verdict(
     )
 
 
+# As MLX writes it: the whole call, and then what CUDA says of it.
+_CUDA_CALL = r"\bcu(?:da|blas|dnn)\w*\b.*"
 _SMALLER = "use a smaller model or quantisation, or lower context_tokens_max and batch_sequences_max"
 _REPORT = "if it comes back, report it to MLX with the death report"
 
@@ -131,7 +133,7 @@ TEXTS: tuple[tuple[re.Pattern[str], Verdict], ...] = tuple(
             _verdict("gpu_hang", Restart.BACKOFF, 1, "lower prefill_chunk_tokens", blames_request=True),
         ),
         (
-            r"ErrorOutOfMemory|Insufficient Memory|CUDA error: out of memory|cudaErrorMemoryAllocation",
+            rf"ErrorOutOfMemory|Insufficient Memory|CUDA error: out of memory|{_CUDA_CALL} failed: out of memory",
             _verdict("gpu_out_of_memory", Restart.BACKOFF, 2, _SMALLER, resumes_max=0),
         ),
         (
@@ -185,7 +187,7 @@ TEXTS: tuple[tuple[re.Pattern[str], Verdict], ...] = tuple(
             _verdict("model_file", Restart.NEVER, 1, "the weights are damaged: pull the model again"),
         ),
         (
-            r"\[METAL\]|\[metal::|CUDA error|cudaError",
+            rf"\[METAL\]|\[metal::|CUDA error|{_CUDA_CALL} failed(?::| with code:)",
             _verdict("gpu_error", Restart.BACKOFF, 1, _REPORT, blames_request=True),
         ),
     )

@@ -1,6 +1,7 @@
 """What follows a death: each request has one of three fates, and the next worker its moment or none."""
 
 import signal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from mlxsup.supervisor.recovery.aftermath import Aftermath, decide_aftermath
 from mlxsup.supervisor.recovery.classify import Evidence
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.recovery.restart_policy import RestartLimits, RestartPolicy
+from mlxsup.supervisor.recovery.signal_origin import Origin
 from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.requests import make_request
 
@@ -44,9 +46,10 @@ class Scene:
         *stderr: str,
         another: bool = False,
         why: str | None = None,
+        **seen: Any,
     ) -> Aftermath:
         return decide_aftermath(
-            Evidence(returncode=returncode, stderr=stderr, phase="ready"),
+            Evidence(returncode=returncode, stderr=stderr, phase="ready", **seen),
             why,
             lost,
             poison=self.poison,
@@ -105,6 +108,24 @@ def test_a_crash_alone_twice_is_quarantined_and_a_kill_from_outside_never() -> N
     assert scene.poison.find("m", crashed.order) is not None
 
 
+def test_a_crash_that_somebody_sends_is_never_quarantined_and_one_of_its_own_is() -> None:
+    (request,) = make(True)
+    scene = Scene()
+    for _ in range(4):
+        sent = scene.die([request], origin=Origin(number=signal.SIGSEGV, sender_pid=1))
+        assert (sent.resumed, sent.quarantined) == ([request], [])
+    assert scene.die([request], origin=Origin(number=signal.SIGSEGV)).resumed == [request]
+    assert scene.die([request], origin=Origin(number=signal.SIGSEGV)).quarantined == [request]
+
+
+def test_what_the_kernel_killed_for_memory_lets_each_request_go_on_once() -> None:
+    fresh, resumed, unwilling = make(True, True, False)
+    resumed.resumed = 1
+    aftermath = Scene().die([fresh, resumed, unwilling], -9, killed_for_memory=True)
+
+    assert (aftermath.resumed, aftermath.failed) == ([fresh], [resumed, unwilling])
+
+
 @given(
     st.lists(st.booleans(), max_size=6),
     st.sampled_from([-9, -11, -6, 0, 64, 69, 70, 75, 1]),
@@ -135,3 +156,29 @@ def test_the_facts_of_the_end_are_told() -> None:
     assert "exit status 69" in left.reason
     assert "it broke down" in left.reason
     assert left.verdict.advice in left.reason
+
+
+def test_who_sent_the_signal_is_told_with_it() -> None:
+    scene = Scene(restarts_max=100)
+    crashed = scene.die([], origin=Origin(number=signal.SIGSEGV))
+    sent = scene.die([], origin=Origin(number=signal.SIGSEGV, sender_pid=12, sender_name="zsh"))
+    asked = scene.die([], ExitCode.TERMINATED, origin=Origin(number=signal.SIGTERM, sender_pid=12))
+    hung = scene.die(
+        [], ExitCode.TERMINATED, origin=Origin(number=signal.SIGTERM, sender_pid=12), stalled=True
+    )
+    unknown = scene.die([])
+
+    assert crashed.reason.startswith("segmentation_fault (signal SIGSEGV raised by itself) while ready")
+    assert sent.reason.startswith("signalled (signal SIGSEGV sent by process 12 (zsh)) while ready")
+    assert asked.reason.startswith(
+        "terminated (exit status 71, SIGTERM sent by process 12 (which has ended)) while ready"
+    )
+    assert hung.reason.startswith("hung (exit status 71) while ready")
+    assert unknown.reason.startswith("segmentation_fault (signal SIGSEGV) while ready")
+    assert [one.origin and one.origin.sender_pid for one in (crashed, sent, asked, hung, unknown)] == [
+        None,
+        12,
+        12,
+        None,
+        None,
+    ]

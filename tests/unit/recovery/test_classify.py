@@ -2,13 +2,16 @@
 
 import signal
 from collections.abc import Callable
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxsup.protocol.exit_codes import ExitCode
-from mlxsup.supervisor.recovery.classify import Evidence, classify, signal_name
+from mlxsup.supervisor.recovery.classify import Evidence, classify, origin_of_end, signal_name
+from mlxsup.supervisor.recovery.signal_origin import Origin
 from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
 
 _FAILED = "[METAL] Command buffer execution failed: "
@@ -26,6 +29,11 @@ COMMAND_BUFFER = {
     f"{_FAILED}Impacting Interactivity (0000000e:{_CODE}ImpactingInteractivity)": "gpu_interactivity",
     f"{_FAILED}Internal Error (0000000e:Internal Error)": "gpu_error",
 }
+# The driver's words are the user's language's; its name of the error is not. And either has been seen without the other.
+WORDS_ALONE = {text.rpartition(" (")[0]: name for text, name in COMMAND_BUFFER.items()}
+NAME_ALONE = {
+    f"{_FAILED}… {text[text.rindex('(') :]}": name for text, name in COMMAND_BUFFER.items() if _CODE in text
+}
 OTHER_ERRORS = {
     "[metal::malloc] Resource limit (499000) exceeded.": "buffer_count",
     "[metal::malloc] Attempting to allocate 46137344000 bytes which is greater than the maximum allowed buffer size of "
@@ -34,14 +42,21 @@ OTHER_ERRORS = {
     "[malloc_or_wait] Unable to allocate 17179869184 bytes.": "allocation_failed",
     "There is no Stream(gpu, 2) in current thread.": "stream_thread",
     "[metal::load_device] No Metal device available": "no_metal",
+    "[metal::Device] Unable to build metal library from source": "gpu_error",
     "[load_safetensors] Invalid json header length model.safetensors": "model_file",
     "[load_safetensors] invalid data offsets … Perhaps an incomplete download or corrupt file?": "model_file",
+    "Perhaps an incomplete download or corrupt file?": "model_file",
     "CUDA error: out of memory": "gpu_out_of_memory",
     "CUDA error: an illegal memory access was encountered": "gpu_error",
+    "cudaMallocManaged failed: out of memory": "gpu_out_of_memory",
+    "cudaFreeAsync(buf->data, free_streams_[buf->device]) failed: an illegal memory access was encountered": "gpu_error",
+    "cublasLtMatmul(handle_, matmul_desc_) failed with code: 13.": "gpu_error",
 }
-TEXTS = COMMAND_BUFFER | OTHER_ERRORS
+TEXTS = COMMAND_BUFFER | WORDS_ALONE | NAME_ALONE | OTHER_ERRORS
 
 ABORTS = {
+    "-[_MTLCommandBuffer addCompletedHandler:]": "metal_assertion",
+    '  Binary file "/System/Library/Frameworks/Metal.framework/Metal", at MTLReportFailure+0x1d0 [0x1a2b3c4d]': "metal_assertion",
     "-[_MTLCommandBuffer addCompletedHandler:]:1011: failed assertion `Completed handler provided after commit call'": "metal_assertion",
     "-[AGXG13XFamilyCommandBuffer computeCommandEncoder]:1: failed assertion 'A command encoder is already encoding to "
     "this command buffer'": "metal_assertion",
@@ -89,16 +104,12 @@ FORMS: dict[str, Callable[[str], tuple[int, tuple[str, ...]]]] = {
 }
 
 
-def died(returncode: int, *stderr: str, stalled: bool = False, broke_protocol: bool = False) -> Verdict:
-    return classify(
-        Evidence(
-            returncode=returncode,
-            stderr=stderr,
-            phase="ready",
-            stalled=stalled,
-            broke_protocol=broke_protocol,
-        )
-    )
+def died(returncode: int, *stderr: str, **seen: Any) -> Verdict:
+    return classify(Evidence(returncode=returncode, stderr=stderr, phase="ready", **seen))
+
+
+def sent(number: int, sender_pid: int | None = 1234) -> Origin:
+    return Origin(number=number, sender_pid=sender_pid)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -116,6 +127,14 @@ def test_an_assertion_that_aborts_gives_its_class(text: str, name: str, returnco
 
 
 @pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGABRT, "aborted"), (signal.SIGSEGV, "segmentation_fault")]
+)
+def test_a_stack_alone_says_no_more_than_the_signal(number: signal.Signals, name: str) -> None:
+    assert died(-number, *STACK) == died(-number)
+    assert died(-number, *STACK).name == name
+
+
+@pytest.mark.parametrize(
     ("number", "name"),
     [
         (signal.SIGKILL, "killed"),
@@ -125,6 +144,7 @@ def test_an_assertion_that_aborts_gives_its_class(text: str, name: str, returnco
         (signal.SIGABRT, "aborted"),
         (signal.SIGILL, "illegal_instruction"),
         (signal.SIGTRAP, "trapped"),
+        (signal.SIGFPE, "arithmetic_fault"),
         (signal.SIGHUP, "unknown"),
         (1000, "unknown"),
     ],
@@ -155,6 +175,23 @@ def test_an_exit_status_without_a_word_gives_its_own_class(status: int, name: st
 
 
 @pytest.mark.parametrize(
+    ("phase", "restart"),
+    [
+        ("spawning", Restart.NEVER),
+        ("loading", Restart.NEVER),
+        ("warming", Restart.NEVER),
+        ("ready", Restart.BACKOFF),
+        ("draining", Restart.BACKOFF),
+    ],
+)
+def test_one_that_does_not_understand_its_supervisor_from_the_beginning_is_not_started_again(
+    phase: str, restart: Restart
+) -> None:
+    evidence = Evidence(returncode=ExitCode.PROTOCOL_ERROR, stderr=(), phase=phase)
+    assert classify(evidence).restart is restart
+
+
+@pytest.mark.parametrize(
     "returncode", [-signal.SIGKILL, -signal.SIGTERM, -signal.SIGBUS, 0, ExitCode.ORPHANED]
 )
 @pytest.mark.parametrize("text", TEXTS)
@@ -170,6 +207,73 @@ def test_what_we_did_to_it_comes_before_what_it_wrote() -> None:
     assert died(-6, text, stalled=True).name == "hung"
     assert died(-9, stalled=True, broke_protocol=True).name == "hung"
     assert died(-9, broke_protocol=True).name == "protocol_broken"
+
+
+FATAL = [
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGABRT,
+    signal.SIGILL,
+    signal.SIGFPE,
+    signal.SIGTRAP,
+]
+
+
+@pytest.mark.parametrize("sender_pid", [1234, 0], ids=["a process", "outside the container"])
+@pytest.mark.parametrize("shell", [False, True])
+@pytest.mark.parametrize("number", FATAL)
+def test_a_crash_that_somebody_sent_is_none(number: signal.Signals, shell: bool, sender_pid: int) -> None:
+    returncode = 128 + number if shell else -number
+    verdict = died(returncode, *STACK, *ABORTS, origin=sent(number, sender_pid))
+    killed = died(-signal.SIGKILL)
+
+    assert (verdict.name, verdict.blames_request) == ("signalled", False)
+    assert (verdict.restart, verdict.weight, verdict.resumes_max) == (
+        killed.restart,
+        killed.weight,
+        killed.resumes_max,
+    )
+
+
+@pytest.mark.parametrize("number", FATAL)
+def test_a_crash_of_its_own_is_what_it_is_without_a_word_about_it(number: signal.Signals) -> None:
+    for texts in ((), STACK, tuple(TEXTS)[:1]):
+        assert died(-number, *texts, origin=sent(number, None)) == died(-number, *texts)
+        assert died(-number, *texts, origin=None) == died(-number, *texts)
+
+
+@pytest.mark.parametrize("returncode", [-signal.SIGABRT, -signal.SIGKILL, ExitCode.TERMINATED, 0, 70])
+def test_a_signal_that_was_not_its_end_says_nothing(returncode: int) -> None:
+    assert died(returncode, origin=sent(signal.SIGSEGV)) == died(returncode)
+
+
+def test_who_asked_it_to_end_changes_nothing_but_the_report() -> None:
+    for returncode in (ExitCode.TERMINATED, -signal.SIGTERM):
+        assert died(returncode, origin=sent(signal.SIGTERM)) == died(returncode)
+        assert died(returncode).name == "terminated"
+
+
+def test_what_we_sent_ourselves_is_nobodys_doing() -> None:
+    evidence = Evidence(returncode=-signal.SIGTERM, stderr=(), phase="ready", origin=sent(signal.SIGTERM))
+
+    assert origin_of_end(evidence) == sent(signal.SIGTERM)
+    assert origin_of_end(msgspec.structs.replace(evidence, stalled=True)) is None
+    assert origin_of_end(msgspec.structs.replace(evidence, broke_protocol=True)) is None
+
+
+def test_a_kill_is_of_the_kernel_where_it_has_counted_one_more() -> None:
+    verdicts = {count: died(-signal.SIGKILL, killed_for_memory=count) for count in (True, False, None)}
+
+    assert verdicts[True].name == "killed_out_of_memory"
+    assert (verdicts[True].weight, verdicts[True].resumes_max) == (2, 1)
+    assert verdicts[False].name == verdicts[None].name == "killed"
+    assert verdicts[False].resumes_max is verdicts[None].resumes_max is None
+    assert len({verdict.advice for verdict in verdicts.values()}) == 3
+
+
+@pytest.mark.parametrize("returncode", [-signal.SIGSEGV, -signal.SIGTERM, ExitCode.DEFECT, 0])
+def test_only_a_kill_is_of_the_kernel(returncode: int) -> None:
+    assert died(returncode, killed_for_memory=True) == died(returncode)
 
 
 def test_the_last_line_that_says_something_decides() -> None:
@@ -202,7 +306,14 @@ def test_pythons_own_errors_are_told_apart(line: str, name: str) -> None:
 def verdicts() -> dict[str, Verdict]:
     texts = [died(70, text) for text in TEXTS] + [died(-6, text) for text in ABORTS]
     ends = [died(-number) for number in range(1, 32)] + [died(status) for status in range(128)]
-    special = [died(0, stalled=True), died(0, broke_protocol=True), died(69, "ImportError: x")]
+    special = [
+        died(0, stalled=True),
+        died(0, broke_protocol=True),
+        died(69, "ImportError: x"),
+        died(-11, origin=sent(11)),
+        died(-9, killed_for_memory=True),
+        died(-9, killed_for_memory=False),
+    ]
     return {verdict.name: verdict for verdict in (*texts, *ends, *special)}
 
 
@@ -243,10 +354,12 @@ def test_a_request_is_blamed_for_what_it_can_have_caused_and_not_for_what_came_f
         "gpu_victim",
         "import_error",
         "killed",
+        "killed_out_of_memory",
         "model_file",
         "no_metal",
         "orphaned",
         "protocol_error",
+        "signalled",
         "stream_thread",
         "terminated",
         "unknown",

@@ -35,6 +35,10 @@ AROUND = [
     "Thread 0x{} (most recent call first):",
     "Extension modules: {} (total: 1)",
     "mlxsup: {}",
+    "mlxsup: signal 11 sent by process 1234 ({})",
+    "mlxsup: signal {} raised here (0123456789abcdef)",
+    "cuda{} failed: out of memory",
+    "cudaMalloc({}) failed: {}",
     '  File "/Users/{}/notes.py", line 3, in {}',
     '  File "/home/u/{}.py", line 3 in step',
     '  File "/x/site-packages/mlx_lm/generate.py", line 3, in {}',
@@ -98,6 +102,14 @@ def test_an_error_of_mlx_keeps_the_words_that_name_it(text: str) -> None:
 
     assert kept.startswith("RuntimeError … ")
     assert kept.count(" … ") >= 2
+
+
+@pytest.mark.parametrize("said", ["raised here", "sent by process 1234"])
+def test_who_sent_a_signal_is_kept_without_the_key_to_say_so(said: str) -> None:
+    (kept,) = redact_stderr((f"mlxsup: signal 11 {said} (0123456789abcdef)",))
+
+    assert kept.startswith(f"mlxsup: signal 11 {said} … ")
+    assert "0123456789abcdef" not in kept
 
 
 def test_a_stack_keeps_where_it_was_and_loses_whose_it_was() -> None:
