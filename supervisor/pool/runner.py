@@ -199,6 +199,7 @@ class ModelRunner:
         Raises:
             RpcError: no other one can be had; then the old one goes on where it still can.
         """
+        await self._workers.drained()
         old = self._workers.current
         if old is not None and self._standing.state is WorkerState.READY:
             successor = self._workers.replace(old)

@@ -110,6 +110,14 @@ class Succession:
         if self._standing.state is WorkerState.BACKOFF and not self._is_wanted():
             self._enter(WorkerState.STOPPED)
 
+    async def drained(self) -> None:
+        """Until none drains that was replaced before: there are never more than two."""
+        while self.current is not None:
+            replaced = self._lives - {self.current, self._successor}
+            if not replaced:
+                return
+            await replaced.pop().over.wait()
+
     def replace(self, old: Life) -> Life | None:
         """Another one takes over from the worker that serves; None when `old` has to end first."""
         if self._successor is not None:
@@ -127,7 +135,7 @@ class Succession:
 
     def _recycle(self, why: str | None) -> None:
         old = self.current
-        if why is None or old is None or self._successor is not None:
+        if why is None or old is None or len(self._lives) > 1:
             return
         if self._standing.state is WorkerState.READY:
             _log.info("%s: recycling the worker: %s", self.name, why)

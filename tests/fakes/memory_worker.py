@@ -6,7 +6,9 @@ as a real one has them.
 
 import math
 import signal
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 import trio
@@ -18,7 +20,10 @@ from mlxsup.protocol.framing import Frame, LineDecoder
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.jsonrpc import Call, encode_error, encode_notification, encode_result, parse_message
 
-HELLO = link.Hello(pid=1, python="3", mlx="0", mlx_lm="0", device="cpu", orphan_watch=True)
+SIGNAL_KEY = "0af"
+HELLO = link.Hello(
+    pid=1, python="3", mlx="0", mlx_lm="0", device="cpu", orphan_watch=True, signal_key=SIGNAL_KEY
+)
 LOADED = link.Loaded(
     model_type="fake", context_tokens=1000, weights_bytes=1, vocabulary_tokens=10, load_s=0.0
 )
@@ -54,6 +59,8 @@ class Plan(msgspec.Struct, kw_only=True):
 class MemoryWorker:
     """A `ChildProcess`. `tokens` of a request: its max_tokens, each with the text of its position."""
 
+    make_pipe: Callable[[], tuple[Any, Any]] = staticmethod(trio.testing.memory_stream_one_way_pair)
+
     def __init__(self, pid: int, plan: Plan) -> None:
         self.pid = pid
         self.plan = plan
@@ -62,9 +69,9 @@ class MemoryWorker:
         self.oom_killed = 0
         self.stopped = False
         self.hears_nothing = False
-        self.stdin, self._incoming = trio.testing.memory_stream_one_way_pair()
-        self._outgoing, self.stdout = trio.testing.memory_stream_one_way_pair()
-        self.complaints, self.stderr = trio.testing.memory_stream_one_way_pair()
+        self.stdin, self._incoming = self.make_pipe()
+        self._outgoing, self.stdout = self.make_pipe()
+        self.complaints, self.stderr = self.make_pipe()
         self.order: link.Load | None = None
         self._sequences: dict[int, link.Generate] = {}
         self._done: dict[int, int] = {}
@@ -120,12 +127,13 @@ class MemoryWorker:
 
     async def _listen(self) -> None:
         decoder = LineDecoder(link.FRAME_BYTES_MAX)
-        while not self.hears_nothing and (chunk := await self._incoming.receive_some()):
-            for event in decoder.feed(bytes(chunk)):
-                assert isinstance(event, Frame)
-                call = parse_message(event.data)
-                assert isinstance(call, Call)
-                await self._obey(call)
+        with suppress(trio.ClosedResourceError):
+            while chunk := await self._incoming.receive_some():
+                for event in decoder.feed(bytes(chunk)):
+                    assert isinstance(event, Frame)
+                    call = parse_message(event.data)
+                    assert isinstance(call, Call)
+                    await self._obey(call)
         if self.hears_nothing:
             await trio.sleep_forever()
 

@@ -339,3 +339,25 @@ async def test_a_recycle_that_fails_is_not_tried_again_at_each_request(
         assert stage.runner.snapshot().pid == 1000
 
     assert whole(sinks, 2)
+
+
+async def test_there_are_never_more_than_two_however_long_the_first_one_drains(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    most = 0
+    async with open_stage(recovery=Recovery(recycle_requests=2)) as stage, trio.open_nursery() as nursery:
+        long = submit(stage, 300)
+        await stage.runner.ensure_ready()
+        sinks = []
+        for second in range(60):
+            sinks.append(submit(stage, 5))
+            if second == 10:
+                nursery.start_soon(stage.runner.recycle)
+            await trio.sleep(1)
+            most = max(most, sum(worker.returncode is None for worker in stage.shop.workers))
+        assert stage.shop.workers[0].returncode == 0
+        assert len(stage.shop.workers) > 3
+
+    assert most == 2
+    assert whole([long], 300)
+    assert whole(sinks, 5)
