@@ -85,6 +85,7 @@ class Hatchery:
         except trio.Cancelled:
             await worker.stop()
             raise
+        _log.info("spare worker %d is ready", worker.pid)
         self._spares.append(worker)
         return True
 

@@ -5,6 +5,7 @@ What is waited for is an event, a piece of text or the end of a process; `LIMIT_
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +73,7 @@ class Watch:
 
     def take(self, notification: Notification) -> None:
         if isinstance(notification, Event):
-            self.events.append((trio.current_time(), notification))
+            self.events.append((time.monotonic(), notification))
             self._changed.set()
             self._changed = trio.Event()
 
@@ -109,20 +110,30 @@ class Stand:
         self._environment = environment
         self._ledger = Ledger(folder / LEDGER)
         self.log: list[tuple[float, str]] = []
-        self._started = threading.Event()
+        self._logged = threading.Condition()
+        self._log_ended = False
         threading.Thread(target=self._read_log, daemon=True).start()
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.log.append((time.monotonic(), line.decode()))
-            if b" listening on " in line:
-                self._started.set()
-        self._started.set()
+            with self._logged:
+                self.log.append((time.monotonic(), line.decode()))
+                self._logged.notify_all()
+        with self._logged:
+            self._log_ended = True
+            self._logged.notify_all()
 
-    def wait_listening(self) -> None:
-        self._started.wait(LIMIT_S)
-        assert " listening on " in self.log_text, self.log_text
+    def wait_logged(self, pattern: str, *, count: int = 1) -> re.Match[str]:
+        """The `count`-th line in which `pattern` is found; waits for it."""
+
+        def find() -> list[re.Match[str]]:
+            return [found for _, line in self.log if (found := re.search(pattern, line))]
+
+        with self._logged:
+            self._logged.wait_for(lambda: len(find()) >= count or self._log_ended, LIMIT_S)
+            assert len(find()) >= count, self.log_text
+            return find()[count - 1]
 
     @property
     def log_text(self) -> str:
@@ -201,7 +212,7 @@ async def ask(client: Client, script: Script, tokens: int, *, model: str = ONE) 
         async with client.stream("generate", params) as stream:
             async for piece in stream:
                 pieces.append(piece)
-                arrived_s.append(trio.current_time())
+                arrived_s.append(time.monotonic())
     assert stream.result is not None
     return Answer(text="".join(pieces), result=stream.result, arrived_s=arrived_s)
 
@@ -255,7 +266,7 @@ def start_stand(folder: Path, options: Sequence[str], **sections: Mapping[str, A
     )
     stand = Stand(process, folder, environment)
     try:
-        stand.wait_listening()
+        stand.wait_logged(" listening on ")
         yield stand
     finally:
         stand.kill()
