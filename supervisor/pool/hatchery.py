@@ -29,10 +29,12 @@ class Hatchery:
         self._config = config
         self._nursery = nursery
         self._spares: list[Worker] = []
+        # The spare whose imports are not done yet.
+        self._unborn: Worker | None = None
         self._taken = trio.Event()
 
     async def hatch(self) -> Worker:
-        """A worker that nobody else has: whoever gets it has to `stop` it.
+        """A worker that nobody else has, and that may not have said hello yet: whoever gets it has to `stop` it.
 
         Raises:
             OSError: it could not be spawned.
@@ -42,6 +44,11 @@ class Hatchery:
             if spare.returncode is None:
                 self._taken.set()
                 return spare
+        unborn, self._unborn = self._unborn, None
+        if unborn is not None and unborn.returncode is None:
+            # It is further on than a new one would be, which would only slow it down.
+            self._taken.set()
+            return unborn
         return await self._new()
 
     @property
@@ -75,18 +82,28 @@ class Hatchery:
         except OSError as error:
             _log.error("cannot start a spare worker: %s", error.strerror)
             return False
+        self._unborn = worker
         try:
             with trio.fail_after(self._config.hello_timeout_s):
                 await worker.wait_hello()
         except (WorkerGoneError, trio.TooSlowError):
-            _log.error("a spare worker did not start")
-            await worker.stop()
-            return False
+            if self._take_back(worker):
+                _log.error("a spare worker did not start")
+                await worker.stop()
+                return False
         except trio.Cancelled:
-            await worker.stop()
+            if self._take_back(worker):
+                await worker.stop()
             raise
-        _log.info("spare worker %d is ready", worker.pid)
-        self._spares.append(worker)
+        if self._take_back(worker):
+            self._spares.append(worker)
+        return True
+
+    def _take_back(self, worker: Worker) -> bool:
+        """Whether it is still nobody's: else whoever took it sees to it."""
+        if self._unborn is not worker:
+            return False
+        self._unborn = None
         return True
 
     async def _wait_loss(self) -> None:

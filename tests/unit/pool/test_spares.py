@@ -7,6 +7,7 @@ import trio
 from msgspec.structs import replace
 from trio.testing import MockClock
 
+from mlxsup.protocol.errors import ErrorKind
 from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.memory_worker import Plan, full_text
 from tests.fakes.requests import make_request
@@ -44,6 +45,55 @@ async def test_a_spare_that_is_taken_is_replaced(autojump_clock: MockClock, open
 
         assert len(stage.shop.workers) == 3
         assert all(worker.returncode is None for worker in stage.shop.workers)
+
+
+async def test_a_spare_that_is_still_being_started_is_taken_before_another_one_is_started(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(Plan(hello_s=20.0), config=ONE) as stage:
+        await trio.sleep(15)
+        began_s = trio.current_time()
+        await stage.runner.ensure_ready()
+        assert trio.current_time() - began_s == pytest.approx(5.0 + 2.0, abs=0.1)
+        assert stage.runner.snapshot().pid == stage.shop.workers[0].pid
+        await trio.sleep(30)
+
+        # And it is replaced.
+        assert len(stage.shop.workers) == 2
+        assert all(worker.returncode is None for worker in stage.shop.workers)
+
+
+async def test_a_spare_that_is_taken_while_it_starts_and_dies_is_its_takers_death(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    sink = CollectingSink()
+    async with open_stage(Plan(hello_s=20.0), Plan(), config=ONE) as stage:
+        await trio.sleep(5)
+        stage.runner.submit(make_request(sink, tokens=5))
+        await stage.wait_entered("spawning")
+        await trio.testing.wait_all_tasks_blocked()
+        stage.shop.workers[0].die(-9)
+        await trio.sleep(60)
+
+        assert stage.classes == ["killed"]
+        assert sum(worker.returncode is None for worker in stage.shop.workers) == 2
+
+    assert sink.text == full_text("p", 5)
+
+
+async def test_a_spare_that_is_taken_while_it_starts_and_hangs_is_ended_once_and_replaced(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    sink = CollectingSink()
+    async with open_stage(Plan(hello_s=1000.0), Plan(), config=ONE) as stage:
+        await trio.sleep(5)
+        stage.runner.submit(make_request(sink, tokens=5))
+        await trio.sleep(200)
+
+        assert stage.runner.snapshot().state == "failed"
+        assert [worker.returncode is None for worker in stage.shop.workers] == [False, True]
+
+    assert sink.failure.kind is ErrorKind.MODEL_LOAD_FAILED
 
 
 async def test_spares_end_with_the_rest_and_in_good_order(
