@@ -96,6 +96,7 @@ class Hatchery:
                 await worker.stop()
             raise
         if self._take_back(worker):
+            _log.info("spare worker %d is ready", worker.pid)
             self._spares.append(worker)
         return True
 

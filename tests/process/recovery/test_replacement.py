@@ -77,7 +77,8 @@ async def test_a_recycle_under_load_loses_no_token_and_no_request(
     assert {by.resumed for by in load.served_by if by} == {0}
     assert first != second
     assert not psutil.pid_exists(first)
-    assert told == stand.deaths() == []
+    assert told == []
+    assert stand.deaths() == []
 
 
 async def _pid_once_ready(client: Client) -> int:
