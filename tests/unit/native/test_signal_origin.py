@@ -165,6 +165,27 @@ sys.stdin.read()
     )
 
 
+def test_who_asked_it_to_end_is_told_though_python_cannot_hear_it() -> None:
+    script = """
+signal.signal(signal.SIGTERM, lambda *_: say("heard"))
+arm()
+mutex = ctypes.create_string_buffer(256)
+libc.pthread_mutex_lock(mutex)
+say("armed")
+libc.pthread_mutex_lock(mutex)  # no signal interrupts that
+"""
+    with start(script) as process:
+        try:
+            send(process, signal.SIGTERM)
+            assert process.stderr is not None
+            assert process.stderr.readline() == "\n"
+            assert LINE.match(process.stderr.readline())
+        finally:
+            process.kill()
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+
+
 def test_a_signal_that_was_ignored_stays_ignored() -> None:
     script = "signal.signal(signal.SIGTERM, signal.SIG_IGN); arm(); say('armed'); sys.stdin.read()"
     process = start(script)
