@@ -210,7 +210,7 @@ class Succession:
             for request in lost:
                 self._book.fail(request, self.closing or stopped_error())
             self._after_end(ending.refusal, was_current=was_current)
-            life.error = ending.refusal or stopped_error()
+            life.error = ending.refusal or self.closing or stopped_error()
         life.loading.settle(life.error)
         life.over.set()
 

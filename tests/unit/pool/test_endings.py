@@ -237,8 +237,9 @@ async def test_closing_during_a_recycle_drains_the_old_one_and_ends_both(
         async with trio.open_nursery() as nursery:
 
             async def recycle() -> None:
-                with pytest.raises(RpcError):
+                with pytest.raises(RpcError) as raised:
                     await stage.runner.recycle()
+                assert raised.value.kind is ErrorKind.SHUTTING_DOWN
 
             nursery.start_soon(recycle)
             await trio.sleep(1)
