@@ -6,13 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from statistics import median
 
 import click
+import msgspec
 import psutil
 import trio
 
 from mlxsup.protocol.generation import GenerationResult
 from mlxsup.supervisor.cli.models import show_load
 from mlxsup.supervisor.cli.render import ProgressLine, size
-from scripts.demonstration.board import Board
+from scripts.demonstration.board import Board, printable
 from scripts.demonstration.stage import MLXSUP, MODEL, ActFailedError, Stage, announce, say
 
 _INTERRUPT_S = 10.0
@@ -31,6 +32,10 @@ _PROMPTS = {
     "cats": "What do cats like?",
     "sleep": "Why do we sleep?",
 }
+
+_LONGER_QUESTION = "Why is the sky blue?"
+_LONGER_TOKENS_MAX = 64
+_KILL_AT_PIECE = 24
 
 
 async def fetch(environment: Mapping[str, str]) -> None:
@@ -124,15 +129,77 @@ async def _tell_what_it_took(stage: Stage) -> None:
         say(f"{what.ljust(width)}  {click.style(value.rjust(8), bold=True)}")
 
 
+async def _kill_in_mid_answer(stage: Stage) -> None:
+    (entry,) = (await stage.client.call("model/list")).models
+    worker = psutil.Process(entry.pid)
+    announce("Kill the worker in the middle of an answer", f"kill -9 {worker.pid}")
+    say(click.style("undisturbed, for comparison:", dim=True))
+    undisturbed = await _tell(stage, dim=True)
+    say(click.style("killed on the way:", dim=True))
+    disturbed = await _tell(stage, victim=worker)
+    if worker.is_running():
+        raise ActFailedError(f"process {worker.pid} was killed and lives")
+    if disturbed.resumed != 1:
+        raise ActFailedError(f"the answer has gone on {disturbed.resumed} times in another worker, not once")
+    if disturbed.text != undisturbed.text:
+        raise ActFailedError("the killed worker's answer is not the undisturbed one")
+    (entry,) = (await stage.client.call("model/list")).models
+    say(f"process {worker.pid} is dead, and {entry.pid} went on after a pause of {disturbed.pause_s:.1f} s")
+    say(f"the text is the undisturbed one: all {len(undisturbed.text)} characters, none missing, none twice")
+    await _show_report(stage, worker.pid)
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """`pause_s` is the longest time between two of its pieces."""
+
+    text: str
+    resumed: int
+    pause_s: float
+
+
+async def _tell(stage: Stage, *, victim: psutil.Process | None = None, dim: bool = False) -> _Told:
+    """Stream the longer answer to the terminal. `victim` gets its SIGKILL once the first pieces have come."""
+    text, pieces_seen = "", 0
+    pause_s, last_s = 0.0, trio.current_time()
+    params = {"model": MODEL, "messages": [{"role": "user", "content": _LONGER_QUESTION}], "temperature": 0}
+    click.echo("   ", nl=False)
+    async with stage.client.stream("chat", {**params, "max_tokens": _LONGER_TOKENS_MAX}) as pieces:
+        async for piece in pieces:
+            now_s = trio.current_time()
+            if pieces_seen:
+                pause_s = max(pause_s, now_s - last_s)
+            last_s = now_s
+            text += piece
+            pieces_seen += 1
+            click.echo(click.style(printable(piece), dim=dim or None), nl=False)
+            if victim is not None and pieces_seen == _KILL_AT_PIECE:
+                victim.kill()
+                click.echo(click.style(f" [kill -9 {victim.pid}]", fg="red", bold=True), nl=False)
+    click.echo()
+    result = _completed(pieces.result)
+    if text != result.text or result.worker is None:
+        raise ActFailedError("the pieces of a stream are not the text of its result")
+    return _Told(text, result.worker.resumed, pause_s)
+
+
+async def _show_report(stage: Stage, pid: int) -> None:
+    told = await trio.run_process([MLXSUP, "deaths"], capture_stdout=True, env=stage.environment)
+    lines = told.stdout.decode().splitlines()
+    if not any(str(pid) in line.split() for line in lines):
+        raise ActFailedError("the death report is missing")
+    say(click.style("$ mlxsup deaths", dim=True))
+    for line in lines:
+        say(line)
+
+
 async def _leave_nothing(stage: Stage) -> None:
-    announce("End everything", "mlxsup stop")
     workers = psutil.Process(stage.supervisor.pid).children(recursive=True)
     await stage.client.call("server/shutdown")
     status = await stage.supervisor.wait()
     left = [worker.pid for worker in workers if worker.is_running()]
     if status != 0 or left:
         raise ActFailedError(f"the supervisor ended with status {status}, and left {left or 'nothing'}")
-    say(f"the supervisor ended with status {status}, and its worker before it")
+    click.echo(f"\nThe supervisor has ended with status {status}, and its workers before it.")
 
 
 def _completed(result: GenerationResult | None) -> GenerationResult:
@@ -144,4 +211,11 @@ def _completed(result: GenerationResult | None) -> GenerationResult:
 Act = Callable[[Stage], Awaitable[None]]
 
 # With the supervisor up, from its first request to its end.
-ACTS: tuple[Act, ...] = (_load, _ask, _eight_at_once, _tell_what_it_took, _leave_nothing)
+ACTS: tuple[Act, ...] = (
+    _load,
+    _ask,
+    _eight_at_once,
+    _tell_what_it_took,
+    _kill_in_mid_answer,
+    _leave_nothing,
+)

@@ -28,7 +28,7 @@ async def _perform(environment: Mapping[str, str], log: list[str]) -> None:
         OwnSupervisor.running(environment, log) as supervisor,
         connect(environment["MLXSUP_SOCKET"]) as client,
     ):
-        stage = Stage(client=client, supervisor=supervisor)
+        stage = Stage(client=client, environment=environment, supervisor=supervisor)
         for act in acts.ACTS:
             with trio.fail_after(_ACT_S):
                 await act(stage)

@@ -113,6 +113,7 @@ class Stage(msgspec.Struct, kw_only=True):
     """What the acts share, and what one has measured for a later one to tell."""
 
     client: Client
+    environment: Mapping[str, str]
     supervisor: OwnSupervisor
     tokens_per_second: float = 0.0
     first_token_s: list[float] = msgspec.field(default_factory=list)
