@@ -29,7 +29,8 @@ def say(word): os.write(1, word.encode() + b"\\n")
 def arm(): assert report_signal_origin("{KEY}")
 faulthandler.enable()
 """
-HOLD_GIL = "arm(); say('armed'); libc.sleep(60)"
+# What is heard is said while the call that holds the GIL goes on: no handler of Python can run from then on.
+HOLD_GIL = "arm(); libc.system(b'echo armed; read line')"
 
 SIGNALS = [signal.SIGABRT, signal.SIGTRAP, signal.SIGTERM]
 # macOS makes these look like faults of the process's own, whoever sent them.
@@ -166,15 +167,7 @@ sys.stdin.read()
 
 
 def test_who_asked_it_to_end_is_told_though_python_cannot_hear_it() -> None:
-    script = """
-signal.signal(signal.SIGTERM, lambda *_: say("heard"))
-arm()
-mutex = ctypes.create_string_buffer(256)
-libc.pthread_mutex_lock(mutex)
-say("armed")
-libc.pthread_mutex_lock(mutex)  # no signal interrupts that
-"""
-    with start(script) as process:
+    with start(f"signal.signal(signal.SIGTERM, lambda *_: say('heard')); {HOLD_GIL}") as process:
         try:
             send(process, signal.SIGTERM)
             assert process.stderr is not None
@@ -182,6 +175,8 @@ libc.pthread_mutex_lock(mutex)  # no signal interrupts that
             assert LINE.match(process.stderr.readline())
         finally:
             process.kill()
+        assert process.stdin is not None
+        process.stdin.close()
         assert process.stdout is not None
         assert process.stdout.read() == ""
 
