@@ -16,7 +16,7 @@ import trio
 from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.ledger import Strike
 from scripts.faulty_worker.script import Fault, FaultKind, Script
-from tests.process.recovery.stand import Stand, ask, start_stand
+from tests.process.recovery.stand import Stand, ask, beside, start_stand
 
 HEARTBEAT_S = 0.1
 # Of a process that says nothing any more, since native code has the interpreter lock.
@@ -25,6 +25,8 @@ SILENCE_S = 0.8
 STEP_S = 0.5
 KINDS = (FaultKind.HANG_WITH_GIL, FaultKind.SPIN_WITH_GIL, FaultKind.HANG, FaultKind.SPIN)
 _TOKENS = 20
+# Of one supervisor, which the kernel ends after a while.
+_HANGS_MAX = 80
 # None of them obeys it.
 _TERM_GRACE_S = 0.1
 
@@ -45,7 +47,7 @@ def budget_s(kind: FaultKind) -> float:
 
 
 def find_hangs(folder: Path, kinds: list[FaultKind], tell: Callable[[Found], None]) -> list[Found]:
-    """One hang of each of `kinds`, in their order, each in the middle of a text."""
+    """One hang of each of `kinds`, in their order, each in the middle of a text, while one of another model goes on."""
     recovery = {"silence_s": SILENCE_S, "step_s": STEP_S}
     worker = {"heartbeat_interval_s": HEARTBEAT_S, "term_grace_s": _TERM_GRACE_S}
     with start_stand(folder, [], worker=worker, recovery=recovery) as stand:
@@ -56,7 +58,7 @@ def find_hangs(folder: Path, kinds: list[FaultKind], tell: Callable[[Found], Non
 
 async def _find_all(stand: Stand, kinds: list[FaultKind], tell: Callable[[Found], None]) -> list[Found]:
     found = []
-    async with stand.watched() as (client, watch):
+    async with stand.watched() as (client, watch), beside(client) as other:
         for number, kind in enumerate(kinds):
             fault = Fault(kind=kind, at_token=_TOKENS // 2, times=1, name=str(number))
             answer = await ask(client, Script(seed=number, fault=fault), _TOKENS)
@@ -70,6 +72,7 @@ async def _find_all(stand: Stand, kinds: list[FaultKind], tell: Callable[[Found]
                 )
             )
             tell(found[-1])
+    other.assert_undisturbed()
     return found
 
 
@@ -91,8 +94,12 @@ def main() -> None:
     def tell(found: Found) -> None:
         print(found.kind, found.after_s, found.death_class, file=sys.stderr)
 
-    with tempfile.TemporaryDirectory(prefix="mlxsup-hangs-") as folder:
-        found = find_hangs(Path(folder), kinds * arguments.repeats, tell)
+    found = []
+    left = kinds * arguments.repeats
+    while left:
+        some, left = left[:_HANGS_MAX], left[_HANGS_MAX:]
+        with tempfile.TemporaryDirectory(prefix="mlxsup-hangs-") as folder:
+            found += find_hangs(Path(folder), some, tell)
     for kind in kinds:
         print(_summary(kind, [one for one in found if one.kind is kind]))
 

@@ -23,8 +23,9 @@ import trio
 from mlxsup.protocol.client.aio import Client, connect
 from mlxsup.protocol.client.exchange import Notification
 from mlxsup.protocol.errors import RpcError
-from mlxsup.protocol.generation import GenerationResult
+from mlxsup.protocol.generation import GenerationResult, ServedBy
 from mlxsup.protocol.service import Event, ModelEntry
+from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.ledger import Ledger, Strike
 from scripts.faulty_worker.script import Script
 
@@ -49,6 +50,7 @@ QUICK: dict[str, dict[str, Any]] = {
 
 _MLXSUP = (sys.executable, "-P", "-m", "mlxsup.supervisor")
 _PROCESS_S = 300
+_BESIDE_SEED = 5
 # An alarm survives exec, and the new program has no handler for it.
 _LIMITED = "import os, signal, sys; signal.alarm(int(sys.argv[1])); os.execvp(sys.argv[2], sys.argv[2:])"
 _CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 8192}
@@ -231,6 +233,42 @@ async def ask_all(client: Client, scripts: Sequence[Script], tokens: int) -> lis
         for index, script in enumerate(scripts):
             nursery.start_soon(ask_one, index, script)
     return [answers[index] for index in range(len(scripts))]
+
+
+class Beside:
+    """A text of the other model, made while something happens to the first; complete once its block has ended."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.tokens = 0
+        self.workers: list[ServedBy | None] = []
+        self.entries: list[ModelEntry] = []
+
+    def assert_undisturbed(self) -> None:
+        assert self.text == faulty_text(_BESIDE_SEED, self.tokens) != ""
+        assert self.workers == [ServedBy(generation=1)]
+        assert len({(entry.pid, entry.generation, entry.state) for entry in self.entries}) == 1
+
+
+@asynccontextmanager
+async def beside(client: Client) -> AsyncIterator[Beside]:
+    seen = Beside()
+    async with client.stream("generate", endless(OTHER, Script(seed=_BESIDE_SEED, token_ms=2))) as stream:
+        seen.text += await anext(stream)
+        seen.entries.append(await entry(client, OTHER))
+        yield seen
+        seen.entries.append(await entry(client, OTHER))
+        stream.cancel()
+        async for piece in stream:
+            seen.text += piece
+    assert stream.result is not None
+    seen.tokens = stream.result.usage.completion_tokens
+    seen.workers.append(stream.result.worker)
+
+
+def endless(model: str, script: Script) -> dict[str, Any]:
+    """Parameters of a text that somebody has to cancel."""
+    return {"model": model, "prompt": script.prompt(), "max_tokens": 1_000_000, "seed": script.seed}
 
 
 async def entry(client: Client, model: str = ONE) -> ModelEntry:

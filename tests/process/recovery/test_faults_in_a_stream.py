@@ -13,18 +13,15 @@ import msgspec
 import pytest
 import trio
 
-from mlxsup.protocol.generation import GenerationResult
-from mlxsup.protocol.service import Event, ModelEntry
+from mlxsup.protocol.service import Event
 from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.faults import METAL_WORDS
 from scripts.faulty_worker.ledger import Strike
 from scripts.faulty_worker.script import Fault, FaultKind, Script
-from tests.process.recovery.stand import ONE, OTHER, Answer, Stand, ask, entry, start_stand
+from tests.process.recovery.stand import ONE, OTHER, Answer, Beside, Stand, ask, beside, start_stand
 
 TOKENS = 60
 AT_TOKEN = 25
-# A text of the other model goes on until the last fault has struck.
-_OTHER_TOKENS_MAX = 1_000_000
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,16 +59,14 @@ CASES = [
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """`entries` of the other model, before the first fault and after the last."""
+    """`beside` is what went on from before the first fault until after the last."""
 
     answers: dict[str, Answer]
     strikes: dict[str, Strike]
     told: list[Event]
     told_of_other: list[Event]
     reports: list[dict[str, Any]]
-    other_text: str
-    other: GenerationResult
-    entries: list[ModelEntry]
+    beside: Beside
 
 
 @pytest.fixture(scope="module")
@@ -83,19 +78,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 
 async def _strike_all(stand: Stand) -> Seen:
     answers: dict[str, Answer] = {}
-    other = {"model": OTHER, "prompt": Script(seed=5, token_ms=2).prompt(), "max_tokens": _OTHER_TOKENS_MAX}
-    async with stand.watched() as (client, watch), client.stream("generate", other) as stream:
-        other_pieces = [await anext(stream)]
-        entries = [await entry(client, OTHER)]
-        for number, case in enumerate(CASES):
-            # With a pause a token, so that the text is being read when the fault strikes.
-            script = Script(seed=number, token_ms=1, fault=case.fault)
-            answers[case.fault.name] = await ask(client, script, TOKENS)
-        entries.append(await entry(client, OTHER))
-        stream.cancel()
-        other_pieces += [piece async for piece in stream]
-        assert stream.result is not None
-        other_result = stream.result
+    async with stand.watched() as (client, watch):
+        async with beside(client) as other:
+            for number, case in enumerate(CASES):
+                # With a pause a token, so that the text is being read when the fault strikes.
+                script = Script(seed=number, token_ms=1, fault=case.fault)
+                answers[case.fault.name] = await ask(client, script, TOKENS)
         told, told_of_other = watch.of("death", ONE), watch.of("death", OTHER)
     stand.end()
     return Seen(
@@ -104,9 +92,7 @@ async def _strike_all(stand: Stand) -> Seen:
         told=told,
         told_of_other=told_of_other,
         reports=stand.deaths(),
-        other_text="".join(other_pieces),
-        other=other_result,
-        entries=entries,
+        beside=other,
     )
 
 
@@ -139,11 +125,5 @@ def test_nothing_else_has_died(seen: Seen) -> None:
 
 
 def test_the_other_models_worker_and_its_text_are_not_disturbed(seen: Seen) -> None:
-    before, after = seen.entries
-
-    assert (before.pid, before.generation, before.state) == (after.pid, 1, "ready")
-    assert (after.generation, after.state) == (1, "ready")
+    seen.beside.assert_undisturbed()
     assert seen.told_of_other == []
-    assert seen.other.worker is not None
-    assert seen.other.worker.resumed == 0
-    assert seen.other_text == faulty_text(5, seen.other.usage.completion_tokens) != ""

@@ -17,7 +17,7 @@ from tests.process.recovery.hangs import (
     find_hangs,
     noticed_after_s,
 )
-from tests.process.recovery.stand import ask
+from tests.process.recovery.stand import ask, beside
 
 # For two processes that both want to run just then.
 _NOISE_S = 0.25
@@ -42,14 +42,16 @@ async def test_a_stopped_worker_is_noticed_within_three_heartbeats(start: StartS
     heartbeat_s = 0.2
     stand = start(worker={"heartbeat_interval_s": heartbeat_s})
     async with stand.watched() as (client, watch):
-        for number in range(4):
-            # At another moment between two heartbeats each time.
-            fault = Fault(kind=FaultKind.STOP, at_token=5 + 6 * number, times=1, name=str(number))
-            answer = await ask(client, Script(seed=number, token_ms=10, fault=fault), 30)
-            assert answer.text == faulty_text(number, 30)
+        async with beside(client) as other:
+            for number in range(4):
+                # At another moment between two heartbeats each time.
+                fault = Fault(kind=FaultKind.STOP, at_token=5 + 6 * number, times=1, name=str(number))
+                answer = await ask(client, Script(seed=number, token_ms=10, fault=fault), 30)
+                assert answer.text == faulty_text(number, 30)
         told = watch.of("death")
 
     stand.end()
+    other.assert_undisturbed()
     after_s = [noticed_after_s(stand, strike) for strike in stand.strikes]
     assert [event.what for event in told] == ["hung"] * 4
     assert len(after_s) == 4

@@ -12,7 +12,7 @@ from mlxsup.protocol.generation import ServedBy
 from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.conftest import StartStand
-from tests.process.recovery.stand import ONE, OTHER, Stand, ask, entry, state
+from tests.process.recovery.stand import ONE, OTHER, Stand, ask, endless, entry, state
 
 TOKENS = 200
 STREAMS = 8
@@ -95,8 +95,8 @@ async def test_a_worker_that_leaks_is_replaced_and_one_that_does_not_is_not(star
     leaking = Script(seed=1, token_ms=2, fault=Fault(kind=FaultKind.LEAK, number=64 * 1024))
     async with stand.watched() as (client, watch):
         async with (
-            client.stream("generate", _endless(ONE, leaking)) as one,
-            client.stream("generate", _endless(OTHER, Script(seed=2, token_ms=2))) as other,
+            client.stream("generate", endless(ONE, leaking)) as one,
+            client.stream("generate", endless(OTHER, Script(seed=2, token_ms=2))) as other,
         ):
             await watch.until(state("ready"), count=2)
             for stream in (one, other):
@@ -114,10 +114,6 @@ async def test_a_worker_that_leaks_is_replaced_and_one_that_does_not_is_not(star
     assert kept.generation == 1
     assert "one: recycling the worker: it leaks" in stand.log_text
     assert stand.deaths() == []
-
-
-def _endless(model: str, script: Script) -> dict[str, Any]:
-    return {"model": model, "prompt": script.prompt(), "max_tokens": 1_000_000, "seed": script.seed}
 
 
 async def test_a_spare_takes_over_from_a_worker_that_died_and_has_a_successor(start: StartStand) -> None:
