@@ -1,7 +1,8 @@
 """Where workers come from: spawned on demand, or taken from spares whose imports are done already.
 
 A spare costs the memory of its imports and saves the seconds that they take, when a worker has just died and streams
-wait. Spares that die are replaced, more and more slowly.
+wait. Its own imports would take processor time from a load, so it is started behind that. Spares that die are
+replaced, more and more slowly.
 """
 
 import logging
@@ -17,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE_S = 1.0
 _PATIENCE_MAX_S = 60.0
+# A load that takes longer than this reads from a disk, and a death meanwhile should find a spare.
+_LOAD_MAX_S = 20.0
 
 Spawn = Callable[[], Awaitable[ChildProcess]]
 
@@ -31,6 +34,8 @@ class Hatchery:
         self._spares: list[Worker] = []
         # The spare whose imports are not done yet.
         self._unborn: Worker | None = None
+        # Handed out, and perhaps still loading.
+        self._loading: list[Worker] = []
         self._taken = trio.Event()
 
     async def hatch(self) -> Worker:
@@ -39,6 +44,12 @@ class Hatchery:
         Raises:
             OSError: it could not be spawned.
         """
+        worker = self._take() or await self._new()
+        self._loading = [other for other in self._loading if not other.load_over.is_set()]
+        self._loading.append(worker)
+        return worker
+
+    def _take(self) -> Worker | None:
         while self._spares:
             spare = self._spares.pop(0)
             if spare.returncode is None:
@@ -49,7 +60,7 @@ class Hatchery:
             # It is further on than a new one would be, which would only slow it down.
             self._taken.set()
             return unborn
-        return await self._new()
+        return None
 
     @property
     def spares(self) -> int:
@@ -76,7 +87,13 @@ class Hatchery:
                         ending.start_soon(spare.stop)
             self._spares = []
 
+    async def _let_load(self) -> None:
+        with trio.move_on_after(_LOAD_MAX_S):
+            for worker in self._loading:
+                await worker.load_over.wait()
+
     async def _add_spare(self) -> bool:
+        await self._let_load()
         try:
             worker = await self._new()
         except OSError as error:

@@ -79,6 +79,8 @@ class Worker:
         self.hello: link.Hello | None = None
         self._hello_came = trio.Event()
         self.gone = trio.Event()
+        # The order to load is answered, or never will be.
+        self.load_over = trio.Event()
         self.fault: str | None = None
         self.stderr = StderrTail(config.stderr_lines_max, config.stderr_line_bytes_max)
         self.origin: Origin | None = None
@@ -131,6 +133,8 @@ class Worker:
             await answered.wait()
         finally:
             self._calls.pop(id, None)
+            if method == link.LOAD:
+                self.load_over.set()
         response = box[0]
         if response is None:
             raise WorkerGoneError
@@ -239,6 +243,7 @@ class Worker:
                 await trio.aclose_forcefully(stream)
             self._hello_came.set()
             self.gone.set()
+            self.load_over.set()
             for settle in list(self._calls.values()):
                 settle(None)
 

@@ -96,6 +96,36 @@ async def test_a_spare_that_is_taken_while_it_starts_and_hangs_is_ended_once_and
     assert sink.failure.kind is ErrorKind.MODEL_LOAD_FAILED
 
 
+async def test_a_spare_is_not_started_while_a_model_loads(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(Plan(), Plan(load_s=10.0), config=ONE) as stage:
+        await trio.sleep(5)
+        await stage.runner.ensure_ready()
+        await trio.sleep(5)
+        pid = stage.runner.snapshot().pid
+        assert pid is not None
+        stage.shop.by_pid(pid).die(-9)
+        await stage.wait_entered("loading", 2)
+        await trio.sleep(9)
+        assert len(stage.shop.workers) == 2
+        await trio.sleep(3)
+
+        assert len(stage.shop.workers) == 3
+        assert stage.runner.snapshot().state == "ready"
+
+
+async def test_a_load_that_takes_long_does_not_keep_the_spare_away(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(Plan(load_s=1000.0), config=ONE) as stage:
+        stage.runner.submit(make_request(CollectingSink()))
+        await trio.sleep(60)
+
+        assert stage.runner.snapshot().state == "loading"
+        assert len(stage.shop.workers) == 2
+
+
 async def test_spares_end_with_the_rest_and_in_good_order(
     autojump_clock: MockClock, open_stage: OpenStage
 ) -> None:
