@@ -52,7 +52,7 @@ def model_params(seed: int, count: int) -> list[dict[str, Any]]:
         sentences = chance.sample(PROMPTS, chance.randint(1, 3))
         params: dict[str, Any] = {
             "prompt": " ".join(sentences),
-            "max_tokens": chance.randint(48, 128),
+            "max_tokens": chance.randint(32, 96),
             "temperature": 0,
         }
         if number % 2:

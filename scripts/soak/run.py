@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -25,7 +26,7 @@ from scripts.soak.sight import Holdings, Sight, noticed_stalls
 from scripts.soak.striker import Scene, Striker
 from scripts.soak.undisturbed import undisturbed
 
-_ORDERS = 24
+_ORDERS = 16
 _PROGRESS_S = 10.0
 _QUIESCE_S = 20.0
 _REPORTS_MAX = 1_000_000
@@ -46,7 +47,7 @@ class Findings(msgspec.Struct, kw_only=True):
     noticed: list[tuple[int, float]] = []
     recycles: int = 0
     recycles_refused: int = 0
-    unstable: int = 0
+    unstable: list[dict[str, Any]] = []
     trouble: str | None = None
     interrupted: bool = False
     seconds: float = 0.0
@@ -137,7 +138,7 @@ class _Run:
         found = await undisturbed(
             self._scene.client, MODEL, model_params(soak.seed, _ORDERS), soak.streams, soak.pace.limit_s
         )
-        self._catalogue, self._findings.unstable = found
+        self._catalogue, self._findings.unstable = found.orders, found.unstable
 
     def _stream(self, seed: int) -> itertools.chain[Order]:
         orders = scripted_orders(seed) if self._soak.model is None else drawn(self._catalogue, seed)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import trio
 
 from mlxsup.protocol.client.aio import Client
@@ -9,18 +10,28 @@ from mlxsup.protocol.generation import GenerationResult
 from scripts.soak.orders import Order
 
 
+class Undisturbed(msgspec.Struct, frozen=True):
+    """`unstable` are params of texts that are left out: they came out differently in different company."""
+
+    orders: list[Order]
+    unstable: list[dict[str, Any]]
+
+
 async def undisturbed(
     client: Client, model: str, all_params: list[dict[str, Any]], streams: int, limit_s: float
-) -> tuple[list[Order], int]:
-    """Each text is computed twice, in different company; and how many were left out since the two differ."""
+) -> Undisturbed:
+    """Each text is computed twice, in different company."""
     first = await _answers(client, model, all_params, streams, limit_s)
     second = await _answers(client, model, all_params[::-1], streams, limit_s)
-    orders = [
-        Order(params, one.text, one.usage.completion_tokens)
-        for params, one, other in zip(all_params, first, second[::-1], strict=True)
-        if one.text == other.text
-    ]
-    return orders, len(all_params) - len(orders)
+    found = list(zip(all_params, first, second[::-1], strict=True))
+    return Undisturbed(
+        [
+            Order(p, one.text, one.usage.completion_tokens)
+            for p, one, other in found
+            if one.text == other.text
+        ],
+        [params for params, one, other in found if one.text != other.text],
+    )
 
 
 async def _answers(

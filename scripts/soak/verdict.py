@@ -207,13 +207,7 @@ def _settings_table(soak: Soak, findings: Findings) -> Table:
     rows = [("run again", soak.command), ("[recovery]", keys)]
     if findings.interrupted:
         rows.append(("interrupted", "by a person, before all deaths were done"))
-    if findings.unstable:
-        rows.append(
-            (
-                "left out",
-                f"{findings.unstable} texts that depend on their company in the batch, without any death",
-            )
-        )
+    rows += [("left out: differs in company", str(params)) for params in findings.unstable]
     rows += [("trouble", findings.trouble)] if findings.trouble else []
     rows += [("nobody's", death) for death in findings.history.stray_deaths[:_WRONG_SHOWN]]
     return Table("Setting", ("", ""), rows)
