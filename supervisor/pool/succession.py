@@ -100,6 +100,8 @@ class Succession:
         self._hurry.set()
 
     async def stop(self, *, at_once: bool) -> None:
+        # It is to end, too, and takes over from nobody.
+        self._successor = None
         for life in tuple(self._lives):
             life.stop(at_once=at_once)
         for life in tuple(self._lives):

@@ -198,6 +198,8 @@ class MemoryWorker:
         steps = 0
         while True:
             while not self._sequences or self._lived_s() >= self._stuck_s():
+                if self._phase == "batch" and not self._sequences:
+                    self._phase = "idle"
                 self._given = trio.Event()
                 await self._given.wait()
                 # A step that is due right now takes it along.

@@ -1,5 +1,7 @@
 """A worker is replaced by another one, and nobody who is served by them notices."""
 
+from functools import partial
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -361,3 +363,29 @@ async def test_there_are_never_more_than_two_however_long_the_first_one_drains(
     assert most == 2
     assert whole([long], 300)
     assert whole(sinks, 5)
+
+
+async def test_a_successor_that_is_told_to_end_is_none_when_the_worker_after_it_dies(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    plans = [Plan(), Plan(load_s=10, ends_when_told_s=100, obeys_sigterm=False), Plan(load_s=3), Plan()]
+    async with open_stage(*plans) as stage, trio.open_nursery() as nursery:
+
+        async def recycle() -> None:
+            with pytest.raises(RpcError):
+                await stage.runner.recycle()
+
+        await stage.runner.ensure_ready()
+        nursery.start_soon(recycle)
+        await trio.sleep(1)
+        nursery.start_soon(partial(stage.runner.unload, force=False))
+        await stage.wait_state("stopped")
+        sink = submit(stage, 10)
+        await trio.sleep(2)
+        stage.shop.workers[2].die(-9)
+        await trio.sleep(4)
+        # The second one still climbs the stop ladder.
+        assert stage.shop.workers[1].returncode is None
+        assert (stage.runner.snapshot().state, stage.runner.snapshot().pid) == ("ready", 1003)
+
+    assert whole([sink], 10)
