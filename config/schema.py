@@ -82,6 +82,7 @@ class Recovery(_Section, frozen=True):
     panics_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
     panic_window_s: PositiveSeconds = 86400.0
     panic_hold_s: PositiveSeconds = 3600.0
+    fruitless_resumes_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 3
     suspect_tokens: Annotated[int, Meta(ge=1, le=10_000)] = 8
     quarantine_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     reports_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000

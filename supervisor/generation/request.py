@@ -66,6 +66,8 @@ class GenerationRequest:
         self.tokens: list[int] = []
         self.resume = resume
         self.resumed = 0
+        self._tokens_at_resume = 0
+        self._fruitless_resumes = 0
         self.chars = 0
         self.prompt_tokens = 0
         self.cancel_asked = False
@@ -82,6 +84,18 @@ class GenerationRequest:
         return msgspec.structs.replace(
             self.order, delivered_tokens=list(self.tokens), delivered_chars=self.chars
         )
+
+    @property
+    def fruitless_resumes(self) -> int:
+        """How many workers in a row have taken it over, up to now, and given it no token."""
+        fruitless = self.resumed > 0 and len(self.tokens) == self._tokens_at_resume
+        return self._fruitless_resumes + 1 if fruitless else 0
+
+    def note_resume(self) -> None:
+        """Another worker is to go on with it."""
+        self._fruitless_resumes = self.fruitless_resumes
+        self._tokens_at_resume = len(self.tokens)
+        self.resumed += 1
 
     def deliver(self, text: str, tokens: list[int], now_s: float) -> None:
         """Text and tokens that the worker produced at `now_s`."""

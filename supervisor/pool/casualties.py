@@ -37,6 +37,8 @@ class Casualties:
         policy: RestartPolicy,
         poison: PoisonWatch,
         witness: Witness,
+        *,
+        fruitless_resumes_max: int,
     ) -> None:
         self._model = model
         self._book = book
@@ -44,6 +46,7 @@ class Casualties:
         self._policy = policy
         self._poison = poison
         self._witness = witness
+        self._fruitless_resumes_max = fruitless_resumes_max
 
     def settle(
         self,
@@ -68,6 +71,7 @@ class Casualties:
             poison=self._poison,
             policy=self._policy,
             another=another,
+            fruitless_resumes_max=self._fruitless_resumes_max,
             now_s=now_s,
         )
         verdict = aftermath.verdict

@@ -148,7 +148,7 @@ class RequestBook:
     def resume(self, requests: list[GenerationRequest], now_s: float) -> None:
         """Back to the head of the queue, in their order; they go on from what was delivered."""
         for request in reversed(requests):
-            request.resumed += 1
+            request.note_resume()
             self._queue.put_back(request)
         self._fill(now_s)
 

@@ -86,7 +86,15 @@ class ModelRunner:
             book=self._book,
             gate=self.gate,
             policy=self._policy,
-            casualties=Casualties(name, self._book, self.gate, self._policy, poison, witness),
+            casualties=Casualties(
+                name,
+                self._book,
+                self.gate,
+                self._policy,
+                poison,
+                witness,
+                fruitless_resumes_max=recovery.fruitless_resumes_max,
+            ),
         )
 
     async def run(self) -> None:

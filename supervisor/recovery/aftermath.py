@@ -49,11 +49,14 @@ def decide_aftermath(
     poison: PoisonWatch,
     policy: RestartPolicy,
     another: bool,
+    fruitless_resumes_max: int,
     now_s: float,
 ) -> Aftermath:
     """`lost` are the requests that the worker had; `why` is what the supervisor itself saw.
 
-    `another`: there is another worker of the model, or one is on its way, whatever this death means.
+    `another`: there is another worker of the model, or one is on its way, whatever this death means. A request that so
+    many workers in a row have taken over without giving it a token ends: what kills without a word, as the system does
+    for want of memory, can't be told from bad luck otherwise.
     """
     verdict = classify(evidence)
     name = signal_name(evidence.returncode)
@@ -72,7 +75,11 @@ def decide_aftermath(
     quarantined = poison.note_death(lost, verdict.name) if verdict.blames_request else []
     survivors = [request for request in lost if request not in quarantined]
     resumable = another or wait_s is not None
-    resumed = [request for request in survivors if resumable and _may_resume(request, verdict)]
+    resumed = [
+        request
+        for request in survivors
+        if resumable and _may_resume(request, verdict) and request.fruitless_resumes < fruitless_resumes_max
+    ]
     origin = origin_of_end(evidence)
     return Aftermath(
         verdict=verdict,

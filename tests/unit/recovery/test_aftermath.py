@@ -55,6 +55,7 @@ class Scene:
             poison=self.poison,
             policy=self.policy,
             another=another,
+            fruitless_resumes_max=3,
             now_s=0.0,
         )
 
@@ -182,3 +183,27 @@ def test_who_sent_the_signal_is_told_with_it() -> None:
         None,
         None,
     ]
+
+
+def test_a_request_that_workers_are_killed_on_without_a_token_ends_before_the_model_is_given_up() -> None:
+    scene = Scene()
+    (request,) = make(True)
+    for _ in range(4):
+        aftermath = scene.die([request], -9)
+        if aftermath.failed:
+            break
+        request.note_resume()
+
+    assert (aftermath.failed, request.resumed) == ([request], 3)
+    assert aftermath.wait_s is not None
+
+
+def test_a_request_that_gets_a_token_from_each_worker_goes_on_however_often_they_are_killed() -> None:
+    scene = Scene(restarts_max=1000)
+    (request,) = make(True)
+    for _ in range(100):
+        assert scene.die([request], -9).resumed == [request]
+        request.note_resume()
+        assert scene.die([request], -9).resumed == [request]
+        request.note_resume()
+        request.deliver("x", [1], 0.0)
