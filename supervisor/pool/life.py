@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import trio
@@ -24,6 +24,8 @@ from mlxsup.supervisor.recovery.memory_truth import MemorySample
 from mlxsup.supervisor.recovery.watchdog import Stall, Watchdog
 
 _log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 _SERVING = frozenset({WorkerState.READY, WorkerState.DRAINING})
 # Of the memory curve; at one a heartbeat, the last minutes.
@@ -113,6 +115,16 @@ class Life:
     def cancel(self, id: int) -> None:
         assert self.worker is not None
         self.worker.send_notification(link.CANCEL, link.Cancel(id=id))
+
+    async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
+        """As `Worker.call`; a worker that does not take up a question is found as with a request."""
+        assert self.worker is not None
+        assert self._watchdog is not None
+        self._watchdog.note_sent(trio.current_time())
+        try:
+            return await self.worker.call(method, params, result_type)
+        finally:
+            self._watchdog.note_given_up(trio.current_time())
 
     # For its owner:
 

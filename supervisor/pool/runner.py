@@ -226,9 +226,8 @@ class ModelRunner:
         deaths = 0
         while True:
             life = await self.ensure_ready()
-            assert life.worker is not None
             try:
-                return await life.worker.call(method, params, result_type)
+                return await life.call(method, params, result_type)
             except WorkerGoneError:
                 await life.over.wait()
             if life.error is not None and life.error.kind is ErrorKind.WORKER_DIED:

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 from trio.testing import MockClock
 
 from mlxsup.config.schema import Recovery
+from mlxsup.protocol import worker_link as link
 from tests.fakes.collecting_sink import CollectingSink
-from tests.fakes.memory_worker import Plan, full_text
+from tests.fakes.memory_worker import Plan, full_text, question_tokens
 from tests.fakes.requests import make_request
 from tests.unit.pool.conftest import OpenStage, Stage
 
@@ -83,6 +84,33 @@ async def test_work_that_is_not_taken_up_is_found_and_goes_on_in_the_next(
 
     assert sink.text == full_text("p", 30)
     assert stage.classes == ["hung"]
+
+
+async def test_a_question_that_is_not_taken_up_is_found_and_put_to_the_next(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    plans = [Plan(), Plan(answers_questions=True)]
+    async with open_stage(*plans, recovery=RECOVERY) as stage:
+        await stage.runner.ensure_ready()
+        await trio.sleep(100)
+        with trio.fail_after(40):
+            answer = await stage.runner.call(link.TOKENIZE, link.Tokenize(text="hi"), link.Tokenized)
+
+    assert answer.tokens == question_tokens("hi")
+    assert stage.classes == ["hung"]
+
+
+async def test_a_question_that_nobody_waits_for_any_more_is_not_owed(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(recovery=RECOVERY) as stage:
+        await stage.runner.ensure_ready()
+        for _ in range(3):
+            with trio.move_on_after(20):
+                await stage.runner.call(link.TOKENIZE, link.Tokenize(text="hi"), link.Tokenized)
+        await trio.sleep(1000)
+
+    assert stage.notes.deaths == []
 
 
 @pytest.mark.parametrize(
