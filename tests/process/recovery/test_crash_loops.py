@@ -14,6 +14,8 @@ from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.conftest import StartStand
 from tests.process.recovery.stand import LIMIT_S, ONE, OTHER, Watch, ask, entry, state
 
+pytestmark = pytest.mark.slow
+
 # For two events that are read by a busy process.
 _NOISE_S = 0.2
 _BASE_S, _MAX_S = 0.3, 0.6

@@ -13,6 +13,8 @@ from tests.process.recovery.conftest import StartStand
 from tests.process.recovery.hangs import SILENCE_S
 from tests.process.recovery.stand import LIMIT_S, ONE, ask, death, entry, state
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 _POLL_S = 0.01
 

@@ -20,6 +20,8 @@ from scripts.faulty_worker.ledger import Strike
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.stand import ONE, OTHER, Answer, Beside, Stand, ask, beside, start_stand
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 60
 AT_TOKEN = 25
 

@@ -19,6 +19,8 @@ from tests.process.recovery.hangs import (
 )
 from tests.process.recovery.stand import ask, beside
 
+pytestmark = pytest.mark.slow
+
 # For two processes that both want to run just then.
 _NOISE_S = 0.25
 
@@ -77,9 +79,8 @@ async def test_a_prefill_at_a_fifth_of_the_measured_speed_is_left_alone_and_one_
     # A chunk of 256 tokens takes 0.1 s; a tenth of that speed would be a second, and a fifth is half of it.
     usual = Script(seed=1, prompt_tokens=512, prefill_ms=0.1 / 256 * 1000, token_ms=1)
     slow = msgspec.structs.replace(usual, seed=2, fault=Fault(kind=FaultKind.SLOW, number=5))
-    stuck = msgspec.structs.replace(
-        usual, seed=3, fault=Fault(kind=FaultKind.SLOW, number=100, times=1, name="stuck")
-    )
+    crawl = Fault(kind=FaultKind.SLOW, number=100, times=1, name="crawl")
+    stuck = msgspec.structs.replace(usual, seed=3, prompt_tokens=64, fault=crawl)
     stand = start(recovery={"step_s": 0.2})
     async with stand.watched() as (client, watch):
         # Long enough for a heartbeat to tell of the speed.

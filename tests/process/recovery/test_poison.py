@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import trio
 
 from mlxsup.protocol.client.aio import Client
@@ -10,6 +11,8 @@ from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.conftest import StartStand
 from tests.process.recovery.stand import ONE, Answer, Stand, ask, ask_all
+
+pytestmark = pytest.mark.slow
 
 TOKENS = 40
 POISON_SEED = 4

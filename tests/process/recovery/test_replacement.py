@@ -14,6 +14,8 @@ from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.conftest import StartStand
 from tests.process.recovery.stand import ONE, OTHER, Stand, ask, endless, entry, state
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 200
 STREAMS = 8
 MIB = 1 << 20
