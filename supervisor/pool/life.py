@@ -194,7 +194,7 @@ class Life:
                 # The watch of its death sees it too, and ends this.
                 await trio.sleep_forever()
             else:
-                if not self._stop_asked.is_set():
+                if not self._stop_asked.is_set() and self._stall is None:
                     self._ready_s = trio.current_time()
                     self._enter(WorkerState.READY)
                     self._owner.ready(self, loaded)
@@ -256,6 +256,8 @@ class Life:
             self._stall = watchdog.check(now_s, process_stopped=seen.stopped)
             if self._stall is not None:
                 _log.error("worker %d is stuck in %s: %s", worker.pid, self._stall.phase, self._stall.reason)
+                # It may go on for a while before it ends, and gets nothing any more.
+                self._owner.draining(self)
                 await worker.end_stalled()
                 return
 

@@ -1,5 +1,6 @@
 """A worker that lives and gets nowhere is ended, and what it had goes on in the next."""
 
+import math
 import signal
 
 import pytest
@@ -12,7 +13,7 @@ from mlxsup.protocol import worker_link as link
 from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.memory_worker import Plan, full_text, question_tokens
 from tests.fakes.requests import make_request
-from tests.unit.pool.conftest import OpenStage, Stage
+from tests.unit.pool.conftest import OpenStage, Stage, until
 
 RECOVERY = Recovery(silence_s=10.0, step_s=60.0, load_stall_s=300.0, pickup_s=30.0)
 
@@ -169,3 +170,40 @@ async def test_a_hang_weighs_twice_in_the_budget(autojump_clock: MockClock, open
         await stage.wait_state("quarantined")
 
         assert len(stage.shop.workers) == 3
+
+
+async def test_a_worker_that_goes_on_while_it_is_ended_for_a_stall_gets_nothing_any_more(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    sinks = [CollectingSink(), CollectingSink()]
+    async with open_stage(Plan(obeys_sigterm=False), Plan(), recovery=RECOVERY) as stage:
+        await stage.runner.ensure_ready()
+        stage.runner.submit(make_request(sinks[0], tokens=100))
+        await trio.sleep(1)
+        be_stopped(stage)
+        await until(lambda: signal.SIGCONT in stage.worker.signals)
+        stage.worker.plan = replace(stage.worker.plan, silent_s=math.inf)
+        request = make_request(sinks[1], tokens=200)
+        request.resume = False
+        stage.runner.submit(request)
+        await trio.sleep(100)
+
+    assert [sink.text for sink in sinks] == [full_text("p", 100), full_text("p", 200)]
+    assert stage.classes == ["hung"]
+
+
+async def test_a_load_that_goes_on_while_it_is_ended_for_a_stall_makes_no_worker_ready(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    sink = CollectingSink()
+    async with open_stage(
+        Plan(load_s=12.0, silent_s=1.0, obeys_sigterm=False), Plan(), recovery=RECOVERY
+    ) as stage:
+        stage.runner.submit(make_request(sink))
+        await until(lambda: bool(stage.shop.workers) and signal.SIGCONT in stage.worker.signals)
+        stage.worker.plan = replace(stage.worker.plan, silent_s=math.inf)
+        await trio.sleep(60)
+
+    assert sink.text == full_text("p", 3)
+    assert stage.states.count("ready") == 1
+    assert stage.classes == ["hung"]
