@@ -16,7 +16,8 @@ import trio
 from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.ledger import Strike
 from scripts.faulty_worker.script import Fault, FaultKind, Script
-from tests.process.recovery.stand import Stand, ask, beside, start_stand
+from tests.process.recovery.asking import ask, beside
+from tests.process.recovery.stand import Stand, start_stand
 
 HEARTBEAT_S = 0.1
 # Of a process that says nothing any more, since native code has the interpreter lock.

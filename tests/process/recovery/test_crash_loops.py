@@ -11,8 +11,9 @@ from mlxsup.protocol.client.aio import Client
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
+from tests.process.recovery.asking import Watch, ask, entry, state
 from tests.process.recovery.conftest import StartStand
-from tests.process.recovery.stand import LIMIT_S, ONE, OTHER, Watch, ask, entry, state
+from tests.process.recovery.setting import LIMIT_S, ONE, OTHER
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,10 @@ import trio
 from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.faults import METAL_WORDS
 from scripts.faulty_worker.script import Fault, FaultKind, Script
+from tests.process.recovery.asking import ask, death, entry, state
 from tests.process.recovery.conftest import StartStand
 from tests.process.recovery.hangs import SILENCE_S
-from tests.process.recovery.stand import LIMIT_S, ONE, ask, death, entry, state
+from tests.process.recovery.setting import LIMIT_S, ONE
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,9 @@ from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.faults import METAL_WORDS
 from scripts.faulty_worker.ledger import Strike
 from scripts.faulty_worker.script import Fault, FaultKind, Script
-from tests.process.recovery.stand import ONE, OTHER, Answer, Beside, Stand, ask, beside, start_stand
+from tests.process.recovery.asking import Answer, Beside, ask, beside
+from tests.process.recovery.setting import ONE, OTHER
+from tests.process.recovery.stand import Stand, start_stand
 
 pytestmark = pytest.mark.slow
 

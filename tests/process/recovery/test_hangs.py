@@ -7,6 +7,7 @@ import pytest
 
 from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
+from tests.process.recovery.asking import ask, beside
 from tests.process.recovery.conftest import StartStand
 from tests.process.recovery.hangs import (
     HEARTBEAT_S,
@@ -17,7 +18,6 @@ from tests.process.recovery.hangs import (
     find_hangs,
     noticed_after_s,
 )
-from tests.process.recovery.stand import ask, beside
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,10 @@ from mlxsup.protocol.client.aio import Client
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
+from tests.process.recovery.asking import Answer, ask, ask_all
 from tests.process.recovery.conftest import StartStand
-from tests.process.recovery.stand import ONE, Answer, Stand, ask, ask_all
+from tests.process.recovery.setting import ONE
+from tests.process.recovery.stand import Stand
 
 pytestmark = pytest.mark.slow
 

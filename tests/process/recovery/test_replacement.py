@@ -11,8 +11,10 @@ from mlxsup.protocol.client.aio import Client
 from mlxsup.protocol.generation import ServedBy
 from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
+from tests.process.recovery.asking import ask, endless, entry, state
 from tests.process.recovery.conftest import StartStand
-from tests.process.recovery.stand import ONE, OTHER, Stand, ask, endless, entry, state
+from tests.process.recovery.setting import ONE, OTHER
+from tests.process.recovery.stand import Stand
 
 pytestmark = pytest.mark.slow
 
