@@ -21,6 +21,9 @@ def start(tmp_path: Path) -> Iterator[StartStand]:
     with ExitStack() as stack:
 
         def start_one(*options: str, **sections: dict[str, Any]) -> Stand:
-            return stack.enter_context(start_stand(tmp_path, options, **sections))
+            stand = stack.enter_context(start_stand(tmp_path, options, **sections))
+            # Shown with a test that fails.
+            stack.callback(lambda: print(stand.log_text))
+            return stand
 
         yield start_one

@@ -136,8 +136,7 @@ class Stand:
         assert [child for child in children if child.is_running()] == []
 
     def kill(self) -> None:
-        """After a test, whatever came of it; a failed one shows the log."""
-        print(self.log_text)
+        """After a test, whatever came of it."""
         if self.process.poll() is None:
             for child in self.children():
                 with suppress(psutil.Error):
@@ -176,6 +175,9 @@ def start_stand(folder: Path, options: Sequence[str], **sections: Mapping[str, A
     try:
         stand.wait_logged(" listening on ")
         yield stand
+    except BaseException:
+        print(stand.log_text)
+        raise
     finally:
         stand.kill()
 
