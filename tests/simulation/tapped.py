@@ -1,0 +1,150 @@
+"""The supervisor's own parts with an ear at them: what they decide goes into the history."""
+
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.supervisor.generation.request import GenerationRequest
+from mlxsup.supervisor.models.names import Source
+from mlxsup.supervisor.pool.life import Life, WorkerSource
+from mlxsup.supervisor.pool.pool import Pool
+from mlxsup.supervisor.pool.process import ChildProcess
+from mlxsup.supervisor.pool.runner import ModelRunner
+from mlxsup.supervisor.recovery.aftermath import Aftermath
+from mlxsup.supervisor.recovery.classify import Evidence
+from mlxsup.supervisor.recovery.poison import QuarantinedRequest
+from mlxsup.supervisor.recovery.recorder import DeathRecorder
+from mlxsup.supervisor.service import Service
+from tests.simulation.history import Death, Ended, Forgiven, Submitted
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_DISK_FAILURES = 0.5
+
+
+class SimulatedBook:
+    """Keeps nothing; sometimes the disk is full."""
+
+    def __init__(self, world: "World") -> None:
+        self._world = world
+
+    def write(self, _: object) -> None:
+        self._reach_disk()
+
+    def write_quarantined(self, _entry: object, _at: str) -> None:
+        self._reach_disk()
+
+    def read_quarantined(self) -> list[QuarantinedRequest]:
+        self._reach_disk()
+        return []
+
+    def _reach_disk(self) -> None:
+        if self._world.schedule.disk_fails and self._world.rng.random() < _DISK_FAILURES:
+            raise sqlite3.OperationalError("database or disk is full")
+
+
+class SimulatedRecorder(DeathRecorder):
+    def __init__(self, world: "World", book: Any, events: Any) -> None:
+        super().__init__(book, events)
+        self._world = world
+
+    def worker_died(self, model: str, life: Life, evidence: Evidence, aftermath: Aftermath) -> None:
+        assert life.worker is not None
+        verdict = aftermath.verdict
+        lost = [*aftermath.resumed, *aftermath.failed, *aftermath.quarantined]
+        self._world.note(
+            Death(
+                at_s=trio.current_time(),
+                model=model,
+                pid=life.worker.pid,
+                name=verdict.name,
+                weight=verdict.weight,
+                blames=verdict.blames_request,
+                resumes_max=verdict.resumes_max,
+                wait_s=aftermath.wait_s,
+                resumed=[request.id for request in aftermath.resumed],
+                failed=[request.id for request in aftermath.failed],
+                quarantined=[request.id for request in aftermath.quarantined],
+                times_resumed={request.id: request.resumed for request in lost},
+                fruitless={request.id: request.fruitless_resumes for request in lost},
+            )
+        )
+        super().worker_died(model, life, evidence, aftermath)
+
+
+class SimulatedPool(Pool):
+    """The real one; its workers, their memory and its luck come from the world."""
+
+    def __init__(self, world: "World", *args: Any, **kwargs: Any) -> None:
+        self._world = world
+        super().__init__(*args, **kwargs)
+
+    def runner(self, name: str) -> ModelRunner:
+        known = name in self._runners
+        runner = super().runner(name)
+        if not known:
+            _tap_runner(self._world, runner)
+        return runner
+
+    def _worker_source(self, source: Source) -> WorkerSource:
+        async def locate() -> Path:
+            await trio.to_thread.run_sync(int)
+            if self._world.locate_fails():
+                raise RpcError(ErrorKind.MODEL_NOT_FOUND, "the model is not here")
+            return Path("/models") / getattr(source, "name", "?")
+
+        return WorkerSource(
+            locate=locate,
+            hatch=self._hatchery.hatch,
+            observe=self._world.observe,
+            available=self._world.available_bytes,
+        )
+
+    async def _spawn(self) -> ChildProcess:
+        return await self._world.spawn()
+
+
+def _tap_runner(world: "World", runner: ModelRunner) -> None:
+    submit, forgive = runner.submit, runner._policy.forgive
+
+    def submit_noted(request: GenerationRequest) -> None:
+        sink: Any = request._sink
+        entry = Submitted(
+            at_s=trio.current_time(),
+            key=world.clients[int(sink._connection._name)].last_key[sink.id],
+            request=request.id,
+            model=runner.name,
+            queued_before=runner.queued,
+            refused=None,
+        )
+        at = len(world.history)
+        try:
+            submit(request)
+        except RpcError as error:
+            entry.refused = error.kind.value
+            raise
+        finally:
+            # What follows from it, an order above all, follows it.
+            world.history.insert(at, entry)
+            world.react(entry)
+
+    def forgive_noted() -> None:
+        world.note(Forgiven(at_s=trio.current_time(), model=runner.name))
+        forgive()
+
+    vars(runner).update(submit=submit_noted)
+    vars(runner._policy).update(forgive=forgive_noted, _uniform=world.rng.uniform)
+
+
+def tap_service(world: "World", service: Service) -> None:
+    request_ended = service.request_ended
+
+    def request_ended_noted(request: GenerationRequest, outcome: str) -> None:
+        world.note(Ended(at_s=trio.current_time(), request=request.id, outcome=outcome))
+        request_ended(request, outcome)
+
+    vars(service).update(request_ended=request_ended_noted)
