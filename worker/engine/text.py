@@ -1,6 +1,5 @@
 """The engine for text models: continuous batching with mlx-lm's BatchGenerator."""
 
-import itertools
 import time
 from pathlib import Path
 
@@ -34,6 +33,7 @@ class _Sequence(msgspec.Struct):
     skip_chars: int
     prefill_done: int
     prefill_tokens: int
+    has_text: bool = False
 
 
 class TextEngine:
@@ -144,9 +144,32 @@ class TextEngine:
 
     @property
     def prefill_tokens(self) -> int:
-        waiting = (s for s in self._by_uid.values() if s.prefill_done < s.prefill_tokens)
-        first = itertools.islice(waiting, self._prefill_sequences_max)
-        return sum(min(self._prefill_chunk_tokens, s.prefill_tokens - s.prefill_done) for s in first)
+        return sum(map(self._chunk, self._next_prefills()))
+
+    def _chunk(self, sequence: _Sequence) -> int:
+        return min(self._prefill_chunk_tokens, sequence.prefill_tokens - sequence.prefill_done)
+
+    def _next_prefills(self) -> list[_Sequence]:
+        """Whose prompts the next step computes. Those that begin share one chunk, and the first text of all is waited for
+        before more begin, so that it comes soon. Beside a prompt of several chunks as many as may be begin, or it would
+        keep them away.
+        """
+        sequences = self._by_uid.values()
+        unread = [s for s in sequences if s.prefill_done < s.prefill_tokens]
+        begun = [s for s in unread if s.prefill_done]
+        waiting = [s for s in unread if not s.prefill_done][: self._prefill_sequences_max - len(begun)]
+        if any(self._chunk(s) > 1 for s in begun):
+            return begun + waiting
+        if any(s.prefill_done for s in sequences) and not any(s.has_text for s in sequences):
+            return begun
+        together = waiting[:1]
+        for sequence in waiting[1:]:
+            # The shorter ones of a batch are padded.
+            longest = max(map(self._chunk, [*together, sequence]))
+            if longest * (len(together) + 1) > self._prefill_chunk_tokens:
+                break
+            together.append(sequence)
+        return begun + together
 
     def cancel(self, id: int) -> Emission:
         sequence = self._by_uid[self._uid_of[id]]
@@ -155,6 +178,7 @@ class TextEngine:
         return self._end(sequence, text + sequence.stops.flush(), [], FinishReason.CANCELLED)
 
     def step(self) -> list[Emission]:
+        self._generator.prefill_batch_size = len(self._next_prefills())
         prefills, responses = self._generator.next()
         for prefill in prefills:
             sequence = self._by_uid[prefill.uid]
@@ -163,6 +187,7 @@ class TextEngine:
 
     def _emission(self, response: GenerationBatch.Response) -> Emission:
         sequence = self._by_uid[response.uid]
+        sequence.has_text = True
         if response.finish_reason == "stop":
             # The end token itself is neither text nor counted.
             text, _ = sequence.stops.feed(sequence.stream.flush())
