@@ -83,12 +83,15 @@ class Life:
         config: WorkerConfig,
         recovery: Recovery,
         owner: Owner,
+        prefill_tokens_per_s: float | None = None,
     ) -> None:
+        """`prefill_tokens_per_s` as measured with an earlier worker of the model, if there was one."""
         self._source = source
         self._model = model
         self._config = config
         self._recovery = recovery
         self._owner = owner
+        self._prefill_tokens_per_s = prefill_tokens_per_s
         self._stop_asked = trio.Event()
         self._now = trio.Event()
         self._refused: RpcError | None = None
@@ -142,6 +145,11 @@ class Life:
     def serving_samples(self) -> list[MemorySample]:
         """Since it is ready: what a load takes is no leak."""
         return [sample for sample in self.samples if sample.at_s > self._ready_s]
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """As measured, by this worker or an earlier one."""
+        return self._prefill_tokens_per_s if self._watchdog is None else self._watchdog.prefill_tokens_per_s
 
     @property
     def stopping(self) -> bool:
@@ -205,7 +213,9 @@ class Life:
             with trio.fail_after(self._config.hello_timeout_s):
                 await worker.wait_hello()
             self._enter(WorkerState.LOADING)
-            self._watchdog = Watchdog(watchdog_limits(self._config, self._recovery), trio.current_time())
+            self._watchdog = Watchdog(
+                watchdog_limits(self._config, self._recovery), trio.current_time(), self._prefill_tokens_per_s
+            )
             nursery.start_soon(self._watch_progress, worker, self._watchdog)
             with trio.fail_after(self._config.load_timeout_s):
                 return await worker.call(link.LOAD, self._order(folder), link.Loaded)
@@ -242,24 +252,30 @@ class Life:
         serving.cancel()
 
     async def _watch_progress(self, worker: Worker, watchdog: Watchdog) -> None:
-        """Look at it once a heartbeat; end it when it gets nowhere."""
+        """Look at it once a heartbeat, and when its budget is spent; end it when it gets nowhere."""
+        sample_s = trio.current_time()
         while True:
-            await trio.sleep(self._config.heartbeat_interval_s)
+            await trio.sleep_until(min(sample_s, watchdog.deadline_s))
             now_s = trio.current_time()
             seen = self._source.observe(worker.pid)
-            if seen.resident_bytes:
-                # Else it has just ended, and this would say that it held nothing.
-                self.samples.append(MemorySample(now_s, seen.resident_bytes, seen.available_bytes))
-                del self.samples[:-_SAMPLES_MAX]
-                self._owner.sampled(self)
+            if now_s >= sample_s:
+                sample_s = now_s + self._config.heartbeat_interval_s
+                self._sample(seen, now_s)
             watchdog.note_look(now_s)
             self._stall = watchdog.check(now_s, process_stopped=seen.stopped)
             if self._stall is not None:
-                _log.error("worker %d is stuck in %s: %s", worker.pid, self._stall.phase, self._stall.reason)
+                _log.error("worker %d is stuck while %s: %s", worker.pid, self.state, self._stall.reason)
                 # It may go on for a while before it ends, and gets nothing any more.
                 self._owner.draining(self)
                 await worker.end_stalled()
                 return
+
+    def _sample(self, seen: Observation, now_s: float) -> None:
+        # Without any memory it has just ended, and a sample would say that it held nothing.
+        if seen.resident_bytes:
+            self.samples.append(MemorySample(now_s, seen.resident_bytes, seen.available_bytes))
+            del self.samples[:-_SAMPLES_MAX]
+            self._owner.sampled(self)
 
     def _take_step(self, step: link.Step) -> None:
         self._note_frame()

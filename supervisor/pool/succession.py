@@ -68,6 +68,7 @@ class Succession:
         self._not_before_s = -math.inf
         self._hurry = trio.Event()
         self._last_sample: MemorySample | None = None
+        self._prefill_tokens_per_s: float | None = None
         self._lives: set[Life] = set()
         self.current: Life | None = None
         self._successor: Life | None = None
@@ -181,7 +182,7 @@ class Succession:
 
     def _begin(self) -> Life:
         self._generation += 1
-        life = Life(self._source, self.model, self._config, self._recovery, self)
+        life = Life(self._source, self.model, self._config, self._recovery, self, self._prefill_tokens_per_s)
         life.generation = self._generation
         self._lives.add(life)
         self._nursery.start_soon(self._live, life)
@@ -198,6 +199,7 @@ class Succession:
         """Settle what the life leaves behind, and decide what comes next."""
         now_s = trio.current_time()
         self._lives.discard(life)
+        self._prefill_tokens_per_s = life.prefill_tokens_per_s
         was_current = life is self.current
         if was_current:
             self.current = None

@@ -7,6 +7,8 @@ computes at a tenth of the measured rate, and what was sent must be taken up. An
 is blamed for the time in which the supervisor itself was away, frozen with its machine or starved.
 """
 
+import math
+
 import msgspec
 
 from mlxsup.protocol.worker_link import Heartbeat
@@ -30,23 +32,25 @@ class WatchdogLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stall(msgspec.Struct, frozen=True):
-    """Why a worker is given up: the phase, the budget that it overran, and by what it was seen."""
+    """Why a worker is given up, and the budget that it overran."""
 
-    phase: str
-    budget_s: float
     reason: str
+    budget_s: float
 
 
 class Watchdog:
-    """For one worker, from its load on. `check` once every `heartbeat_interval_s`."""
+    """For one worker, from its load on. `check` at `deadline_s`, and once every `heartbeat_interval_s`."""
 
-    def __init__(self, limits: WatchdogLimits, now_s: float) -> None:
+    def __init__(
+        self, limits: WatchdogLimits, now_s: float, prefill_tokens_per_s: float | None = None
+    ) -> None:
+        """`prefill_tokens_per_s`: as measured with an earlier worker of the model, if there was one."""
         self._limits = limits
         self._heard_s = now_s
         self._beat: Heartbeat | None = None
         # When its MLX thread last finished something.
         self._moved_s = now_s
-        self._prefill_tokens_per_s: float | None = None
+        self.prefill_tokens_per_s = prefill_tokens_per_s
         self._looked_s = now_s
         # What has not happened before this moment is not held against it.
         self._excused_s = now_s
@@ -55,10 +59,11 @@ class Watchdog:
         self._sent_s = now_s
 
     def note_heartbeat(self, beat: Heartbeat, now_s: float) -> None:
-        if beat.prefill_tokens_per_s > 0:
-            old = self._prefill_tokens_per_s
-            new = beat.prefill_tokens_per_s
-            self._prefill_tokens_per_s = new if old is None else old + _RATE_WEIGHT * (new - old)
+        measured = beat.prefill_tokens_per_s
+        if measured > 0 and (self._beat is None or measured != self._beat.prefill_tokens_per_s):
+            # Else it is the last one, said again.
+            old = self.prefill_tokens_per_s
+            self.prefill_tokens_per_s = measured if old is None else old + _RATE_WEIGHT * (measured - old)
         self._beat = beat
         self._heard_s = now_s
         self._moved_s = now_s - beat.still_s
@@ -91,36 +96,44 @@ class Watchdog:
     def check(self, now_s: float, *, process_stopped: bool) -> Stall | None:
         """`process_stopped`: the kernel says that it is stopped by a signal."""
         limits = self._limits
-        silent_s = now_s - max(self._heard_s, self._excused_s)
+        silent_s = now_s - self._counted(self._heard_s)
         stopped_s = _BEATS_MISSED_MAX * limits.heartbeat_interval_s
         if process_stopped and silent_s >= stopped_s:
-            return Stall(self._phase(), stopped_s, "its process is stopped")
+            return Stall("its process is stopped", stopped_s)
         if silent_s >= limits.silence_s:
-            return Stall(self._phase(), limits.silence_s, f"nothing was heard of it for {silent_s:.1f} s")
-        beat = self._beat
-        if beat is None:
-            return None
-        still_s = now_s - max(self._moved_s, self._excused_s)
-        budget_s = self._budget_s(beat)
-        if budget_s is not None and still_s >= budget_s:
-            return Stall(beat.phase, budget_s, f"its MLX thread has finished nothing for {still_s:.1f} s")
-        if (
-            beat.phase == "idle"
-            and self._owed
-            and now_s - max(self._sent_s, self._excused_s) >= limits.pickup_s
-        ):
-            return Stall(beat.phase, limits.pickup_s, "it does not take up what it was sent")
+            return Stall(f"nothing was heard of it for {silent_s:.1f} s", limits.silence_s)
+        still_s = now_s - self._counted(self._moved_s)
+        budget_s = self._budget_s()
+        if still_s >= budget_s:
+            return Stall(f"its MLX thread has finished nothing for {still_s:.1f} s", budget_s)
+        pickup_s = self._pickup_s()
+        if now_s - self._counted(self._sent_s) >= pickup_s:
+            return Stall("it does not take up what it was sent", pickup_s)
         return None
 
-    def _budget_s(self, beat: Heartbeat) -> float | None:
-        limits = self._limits
-        if beat.phase == "idle":
-            return None
+    @property
+    def deadline_s(self) -> float:
+        """When `check` finds something if nothing changes until then; a stop of the process apart."""
+        return min(
+            self._counted(self._heard_s) + self._limits.silence_s,
+            self._counted(self._moved_s) + self._budget_s(),
+            self._counted(self._sent_s) + self._pickup_s(),
+        )
+
+    def _counted(self, moment_s: float) -> float:
+        return max(moment_s, self._excused_s)
+
+    def _pickup_s(self) -> float:
+        idle = self._beat is not None and self._beat.phase == "idle"
+        return self._limits.pickup_s if idle and self._owed else math.inf
+
+    def _budget_s(self) -> float:
+        """Of what its MLX thread does, as the last heartbeat said."""
+        limits, beat = self._limits, self._beat
+        if beat is None or beat.phase == "idle":
+            return math.inf
         if beat.phase != "batch":
             return limits.load_stall_s
-        measured = self._prefill_tokens_per_s or 0.0
+        measured = self.prefill_tokens_per_s or 0.0
         rate = max(limits.prefill_tokens_per_s_min, measured * _RATE_SHARE)
         return limits.step_s + beat.prefill_tokens / rate
-
-    def _phase(self) -> str:
-        return self._beat.phase if self._beat is not None else "loading"

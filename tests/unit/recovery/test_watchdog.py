@@ -61,7 +61,7 @@ def test_a_thread_that_hangs_is_found_within_the_budget_of_its_phase(phase: str,
     assert found is not None
     took_s, stall = found
     assert took_s == budget_s
-    assert (stall.phase, stall.budget_s) == (phase, budget_s)
+    assert stall.budget_s == budget_s
 
 
 def test_an_idle_worker_owes_nothing() -> None:
@@ -78,7 +78,6 @@ def test_one_of_which_nothing_is_heard_is_found(phase: str | None) -> None:
     assert watchdog.check(heard_s + 9.9, process_stopped=False) is None
     stall = watchdog.check(heard_s + 10.0, process_stopped=False)
     assert stall is not None
-    assert stall.phase == (phase or "loading")
     assert "nothing was heard" in stall.reason
 
 
@@ -103,7 +102,7 @@ def test_work_that_an_idle_worker_does_not_take_up_is_found() -> None:
     assert watchdog.check(129.9, process_stopped=False) is None
     stall = watchdog.check(130.0, process_stopped=False)
     assert stall is not None
-    assert (stall.phase, stall.budget_s) == ("idle", 30.0)
+    assert stall.budget_s == 30.0
 
 
 def test_one_answer_does_not_excuse_what_else_is_owed() -> None:
@@ -213,3 +212,49 @@ def test_after_the_supervisors_absence_a_hang_is_found_within_its_budget() -> No
 
     watchdog.note_look(3610.0)
     assert watchdog.check(3610.0, process_stopped=False) is not None
+
+
+MOMENTS_S = st.floats(0.0, 100.0)
+
+
+@given(
+    phase=st.sampled_from(["load:weights", "idle", "batch", None]),
+    beat_s=MOMENTS_S,
+    still_s=MOMENTS_S,
+    sent_s=st.none() | MOMENTS_S,
+    prefill_tokens=st.integers(0, 5000),
+)
+def test_the_deadline_is_the_moment_from_which_on_a_check_finds_something(
+    phase: str | None, beat_s: float, still_s: float, sent_s: float | None, prefill_tokens: int
+) -> None:
+    watchdog = Watchdog(LIMITS, 0.0)
+    if phase is not None:
+        watchdog.note_heartbeat(beat(phase, still_s, prefill_tokens=prefill_tokens), beat_s)
+    if sent_s is not None:
+        watchdog.note_sent(sent_s)
+
+    deadline_s = watchdog.deadline_s
+    assert watchdog.check(deadline_s - 1e-6, process_stopped=False) is None
+    assert watchdog.check(deadline_s + 1e-6, process_stopped=False) is not None
+
+
+def test_what_an_earlier_worker_measured_holds_from_the_beginning() -> None:
+    """At a rate of 50 a tenth is the least rate; at 500 a prompt of 500 tokens gets 10 s instead of 100."""
+    budgets_s = []
+    for rate in (None, 50.0, 500.0):
+        watchdog = Watchdog(LIMITS, 0.0, rate)
+        watchdog.note_heartbeat(beat("batch", prefill_tokens=500), 0.0)
+        watchdog.note_heartbeat(beat("batch", 1000.0, prefill_tokens=500), 1000.0)
+        stall = watchdog.check(1000.0, process_stopped=False)
+        assert stall is not None
+        budgets_s.append(stall.budget_s)
+
+    assert budgets_s == [160.0, 160.0, 70.0]
+
+
+def test_a_rate_that_is_only_said_again_weighs_nothing() -> None:
+    watchdog = Watchdog(LIMITS, 0.0)
+    for now_s, rate in enumerate([1000.0, *[500.0] * 50]):
+        watchdog.note_heartbeat(beat("batch", rate=rate), float(now_s))
+
+    assert watchdog.prefill_tokens_per_s == pytest.approx(900.0)
