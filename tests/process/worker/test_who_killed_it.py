@@ -23,7 +23,9 @@ from mlxsup.protocol.errors import RpcError
 from mlxsup.supervisor.pool.oom_counter import find_oom_counter
 from scripts.faulty_worker.engine import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
-from tests.process.recovery.stand import LIMIT_S, ONE, Stand, Watch, ask, death, entry, start_stand
+from tests.process.recovery.asking import Watch, ask, death, entry
+from tests.process.recovery.setting import LIMIT_S, ONE
+from tests.process.recovery.stand import Stand, start_stand
 from tests.process.worker.conftest import WAIT_S, StartSupervisor
 
 MODEL = "smollm2-135m"
