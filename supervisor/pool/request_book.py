@@ -16,7 +16,7 @@ from mlxsup.protocol.generation import Priority
 from mlxsup.protocol.worker_link import Generate, Generated, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.pool.queue import RequestQueue
-from mlxsup.supervisor.recovery.poison import PoisonWatch
+from mlxsup.supervisor.recovery.poison import PoisonWatch, quarantined_error
 
 
 class Port(Protocol):
@@ -169,7 +169,12 @@ class RequestBook:
             if request is None or not self._may_start(request):
                 return
             self._queue.pop()
-            self._start(request, self._port, now_s)
+            entry = self._poison.find(request.model, request.order)
+            if entry is None:
+                self._start(request, self._port, now_s)
+            else:
+                # The same was sent twice, and the other one has been found out meanwhile.
+                self.fail(request, quarantined_error(entry))
 
     def _may_start(self, request: GenerationRequest) -> bool:
         assert self._port is not None

@@ -8,7 +8,7 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.worker_link import Generate
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.breaker import Admission, BreakerState, CircuitBreaker, Refusal
-from mlxsup.supervisor.recovery.poison import PoisonWatch
+from mlxsup.supervisor.recovery.poison import PoisonWatch, quarantined_error
 
 
 class Pass(msgspec.Struct, frozen=True):
@@ -50,11 +50,7 @@ class Gate:
         if (shut := self.why_shut(now_s)) is not None:
             raise shut
         if (entry := self._poison.find(model, order)) is not None:
-            raise RpcError(
-                ErrorKind.QUARANTINED,
-                f"this request has ended {entry.deaths} workers ({entry.death_class}) and is refused; change it, or let "
-                "it try again with `mlxsup deaths --forget`",
-            )
+            raise quarantined_error(entry)
         machine = self._machine.admit(now_s)
         if isinstance(machine, Refusal):
             raise _circuit_open("the machine's GPU is in trouble", machine)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.worker_link import Generate
 from mlxsup.supervisor.generation.request import GenerationRequest
 
@@ -97,6 +98,15 @@ class PoisonWatch:
     def forget(self, request: GenerationRequest) -> None:
         """It has ended."""
         self._suspects.pop(request.id, None)
+
+
+def quarantined_error(entry: QuarantinedRequest) -> RpcError:
+    """For everybody who sends it from now on, or has sent it before and waits."""
+    return RpcError(
+        ErrorKind.QUARANTINED,
+        f"this request has ended {entry.deaths} workers ({entry.death_class}) and is refused; change it, or let "
+        "it try again with `mlxsup deaths --forget`",
+    )
 
 
 def request_digest(model: str, order: Generate) -> str:

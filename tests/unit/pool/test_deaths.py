@@ -294,6 +294,23 @@ async def test_a_poisonous_request_is_quarantined_at_its_second_death_and_its_ne
     assert len(stage.shop.workers) == 3
 
 
+async def test_poison_that_was_sent_many_times_ends_no_more_workers_than_if_it_was_sent_once(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    recovery, model = Recovery(breaker_deaths=10), Model(batch_sequences_max=2)
+    async with open_stage(recovery=recovery, model=model) as stage, trio.open_nursery() as nursery:
+        await stage.runner.ensure_ready()
+        nursery.start_soon(kill_who_computes, stage, "poison")
+        poisons = [submit(stage, "poison") for _ in range(5)]
+        neighbour = submit(stage, "a")
+        await trio.sleep(200)
+        nursery.cancel_scope.cancel()
+
+    assert stage.classes == ["segmentation_fault"] * 2
+    assert {poison.failure.kind for poison in poisons} == {ErrorKind.QUARANTINED}
+    assert neighbour.text == full_text("a", 40)
+
+
 async def test_suspects_are_computed_alone_until_they_are_cleared(
     autojump_clock: MockClock, open_stage: OpenStage
 ) -> None:
