@@ -100,25 +100,32 @@ class Watchdog:
         stopped_s = _BEATS_MISSED_MAX * limits.heartbeat_interval_s
         if process_stopped and silent_s >= stopped_s:
             return Stall("its process is stopped", stopped_s)
-        if silent_s >= limits.silence_s:
+        # By the very sums of `deadline_s`: a difference may round to a moment later, and nobody looks again before.
+        if now_s >= self._silent_from_s:
             return Stall(f"nothing was heard of it for {silent_s:.1f} s", limits.silence_s)
-        still_s = now_s - self._counted(self._moved_s)
-        budget_s = self._budget_s()
-        if still_s >= budget_s:
-            return Stall(f"its MLX thread has finished nothing for {still_s:.1f} s", budget_s)
-        pickup_s = self._pickup_s()
-        if now_s - self._counted(self._sent_s) >= pickup_s:
-            return Stall("it does not take up what it was sent", pickup_s)
+        if now_s >= self._stuck_from_s:
+            still_s = now_s - self._counted(self._moved_s)
+            return Stall(f"its MLX thread has finished nothing for {still_s:.1f} s", self._budget_s())
+        if now_s >= self._idle_from_s:
+            return Stall("it does not take up what it was sent", self._pickup_s())
         return None
 
     @property
     def deadline_s(self) -> float:
         """When `check` finds something if nothing changes until then; a stop of the process apart."""
-        return min(
-            self._counted(self._heard_s) + self._limits.silence_s,
-            self._counted(self._moved_s) + self._budget_s(),
-            self._counted(self._sent_s) + self._pickup_s(),
-        )
+        return min(self._silent_from_s, self._stuck_from_s, self._idle_from_s)
+
+    @property
+    def _silent_from_s(self) -> float:
+        return self._counted(self._heard_s) + self._limits.silence_s
+
+    @property
+    def _stuck_from_s(self) -> float:
+        return self._counted(self._moved_s) + self._budget_s()
+
+    @property
+    def _idle_from_s(self) -> float:
+        return self._counted(self._sent_s) + self._pickup_s()
 
     def _counted(self, moment_s: float) -> float:
         return max(moment_s, self._excused_s)
