@@ -1,8 +1,8 @@
 """Where workers come from: spawned on demand, or taken from spares whose imports are done already.
 
 A spare costs the memory of its imports and saves the seconds that they take, when a worker has just died and streams
-wait. Its own imports would take processor time from a load, so it is started behind that. Spares that die are
-replaced, more and more slowly.
+wait. Its own imports would take processor time from a load and from the first step after it, so it is started behind
+them. Spares that die are replaced, more and more slowly.
 """
 
 import logging
@@ -20,6 +20,8 @@ _PATIENCE_S = 1.0
 _PATIENCE_MAX_S = 60.0
 # A load that takes longer than this reads from a disk, and a death meanwhile should find a spare.
 _LOAD_MAX_S = 20.0
+# Nobody may want anything of a worker that has loaded.
+_FIRST_STEP_S = 5.0
 
 Spawn = Callable[[], Awaitable[ChildProcess]]
 
@@ -45,7 +47,7 @@ class Hatchery:
             OSError: it could not be spawned.
         """
         worker = self._take() or await self._new()
-        self._loading = [other for other in self._loading if not other.load_over.is_set()]
+        self._loading = [other for other in self._loading if not other.at_work.is_set()]
         self._loading.append(worker)
         return worker
 
@@ -89,8 +91,12 @@ class Hatchery:
 
     async def _let_load(self) -> None:
         with trio.move_on_after(_LOAD_MAX_S):
-            for worker in self._loading:
+            while self._loading:
+                worker = self._loading[0]
                 await worker.load_over.wait()
+                with trio.move_on_after(_FIRST_STEP_S):
+                    await worker.at_work.wait()
+                self._loading = [other for other in self._loading if other is not worker]
 
     async def _add_spare(self) -> bool:
         await self._let_load()

@@ -79,8 +79,9 @@ class Worker:
         self.hello: link.Hello | None = None
         self._hello_came = trio.Event()
         self.gone = trio.Event()
-        # The order to load is answered, or never will be.
+        # The order to load is answered, and the first step of a batch has come; or they never will.
         self.load_over = trio.Event()
+        self.at_work = trio.Event()
         self.fault: str | None = None
         self.stderr = StderrTail(config.stderr_lines_max, config.stderr_line_bytes_max)
         self.origin: Origin | None = None
@@ -244,6 +245,7 @@ class Worker:
             self._hello_came.set()
             self.gone.set()
             self.load_over.set()
+            self.at_work.set()
             for settle in list(self._calls.values()):
                 settle(None)
 
@@ -305,6 +307,7 @@ class Worker:
         params = message.params or b"{}"
         match message.method:
             case link.STEP:
+                self.at_work.set()
                 return partial(self._handlers.step, self._decode_step(params))
             case link.HEARTBEAT:
                 return partial(self._feel_beat, msgspec.json.decode(params, type=link.Heartbeat))

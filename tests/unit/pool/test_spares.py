@@ -96,23 +96,36 @@ async def test_a_spare_that_is_taken_while_it_starts_and_hangs_is_ended_once_and
     assert sink.failure.kind is ErrorKind.MODEL_LOAD_FAILED
 
 
-async def test_a_spare_is_not_started_while_a_model_loads(
+async def test_a_spare_is_not_started_before_the_load_and_the_first_step_that_streams_wait_for(
     autojump_clock: MockClock, open_stage: OpenStage
 ) -> None:
-    async with open_stage(Plan(), Plan(load_s=10.0), config=ONE) as stage:
+    sink = CollectingSink()
+    async with open_stage(Plan(), Plan(load_s=9.0, token_s=4.0), config=ONE) as stage:
         await trio.sleep(5)
-        await stage.runner.ensure_ready()
-        await trio.sleep(5)
+        stage.runner.submit(make_request(sink, tokens=1000))
+        await stage.wait_entered("ready")
+        await trio.sleep(10)
         pid = stage.runner.snapshot().pid
         assert pid is not None
         stage.shop.by_pid(pid).die(-9)
-        await stage.wait_entered("loading", 2)
-        await trio.sleep(9)
+        await stage.wait_entered("ready", 2)
+        delivered = len(sink.pieces)
         assert len(stage.shop.workers) == 2
-        await trio.sleep(3)
+        await until(lambda: len(stage.shop.workers) == 3)
+
+        assert len(sink.pieces) > delivered
+        assert trio.current_time() > stage.times_s("ready")[1] + 0.5
+
+
+async def test_a_spare_waits_for_no_first_step_that_nobody_asks_for(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(config=replace(CONFIG, spares=2)) as stage:
+        await trio.sleep(5)
+        await stage.runner.ensure_ready()
+        await trio.sleep(10)
 
         assert len(stage.shop.workers) == 3
-        assert stage.runner.snapshot().state == "ready"
 
 
 async def test_a_load_that_takes_long_does_not_keep_the_spare_away(
@@ -131,7 +144,7 @@ async def test_spares_end_with_the_rest_and_in_good_order(
 ) -> None:
     async with open_stage(config=replace(CONFIG, spares=2)) as stage:
         await stage.runner.ensure_ready()
-        await trio.sleep(10)
+        await trio.sleep(20)
 
     assert [worker.returncode for worker in stage.shop.workers] == [0] * len(stage.shop.workers)
     assert len(stage.shop.workers) >= 3
