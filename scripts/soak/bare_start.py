@@ -22,8 +22,12 @@ _LIMIT_S = 300.0
 
 
 class BareStart(msgspec.Struct, frozen=True):
-    """In seconds: from the spawn to the end of the imports, from the order to load to `ready`, and to a first token."""
+    """In seconds: from the spawn to the end of the imports, from the order to load to `ready`, and to a first token.
 
+    `at_s` is the moment of the spawn on the monotonic clock.
+    """
+
+    at_s: float
     import_s: float
     load_s: float
     first_token_s: float
@@ -36,6 +40,7 @@ class BareStart(msgspec.Struct, frozen=True):
 def middle(starts: list[BareStart]) -> BareStart:
     """The median of each part."""
     return BareStart(
+        starts[0].at_s,
         statistics.median(start.import_s for start in starts),
         statistics.median(start.load_s for start in starts),
         statistics.median(start.first_token_s for start in starts),
@@ -62,7 +67,7 @@ async def start_bare(
                 first_s = trio.current_time()
             finally:
                 await worker.stop()
-    return BareStart(hello_s - spawned_s, ready_s - hello_s, first_s - ready_s)
+    return BareStart(spawned_s, hello_s - spawned_s, ready_s - hello_s, first_s - ready_s)
 
 
 async def _first_token(worker: Worker, orders: list[Order]) -> None:

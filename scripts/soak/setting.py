@@ -54,7 +54,7 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bare_every(self) -> int:
         """Deaths between two bare starts."""
-        return 50 if self.model is None else 10
+        return 50 if self.model is None else 5
 
     @property
     def heartbeat_interval_s(self) -> float:

@@ -17,7 +17,7 @@ from scripts.soak.history import History, Strike, Target
 from scripts.soak.load import Load, SoakStuckError
 from scripts.soak.schedule import Aim, Blow, Episode
 from scripts.soak.sight import Sight, is_alive
-from scripts.soak.worker import Command, tell
+from scripts.soak.worker import Command, obeys, tell
 
 _POLL_S = 0.005
 # From the end of a process to the event that tells of it, where it may also have been told to end.
@@ -124,7 +124,7 @@ class Striker:
 
     async def _strike_spare(self, episode: Episode) -> None:
         spare = (await self.wait_spare())[0]
-        strike = self._hit(episode.blows[0], episode.aim, Target.SPARE, spare)
+        strike = await self._hit(episode.blows[0], episode.aim, Target.SPARE, spare)
         await self._ended(strike)
         for blow in episode.blows[1:]:
             await self._strike_serving(blow, episode.aim)
@@ -138,15 +138,15 @@ class Striker:
             if episode.aim is Aim.DRAINING:
                 await self._replaced(old)
                 await self._at(scene.pace.drain_s, blow)
-                strike = self._hit(blow, episode.aim, Target.OLD, old)
+                strike = await self._hit(blow, episode.aim, Target.OLD, old)
             else:
                 await self._at(self._seen("loading", "ready", scene.pace.load_s), blow)
                 serving = await self._worker()
                 if episode.aim is Aim.SUCCESSOR:
                     target = Target.SERVING if serving == spares[0] else Target.SUCCESSOR
-                    strike = self._hit(blow, episode.aim, target, spares[0])
+                    strike = await self._hit(blow, episode.aim, target, spares[0])
                 else:
-                    strike = self._hit(
+                    strike = await self._hit(
                         blow, episode.aim, Target.SERVING if serving == old else Target.OLD, old
                     )
             await self._ended(strike)
@@ -172,7 +172,7 @@ class Striker:
     ) -> Strike:
         """Strike the model's worker, which is another one than `after`."""
         pid = await self._worker(other_than=after)
-        strike = self._hit(blow, aim, Target.SERVING, pid)
+        strike = await self._hit(blow, aim, Target.SERVING, pid)
         if wait:
             await self._scene.load.until(
                 lambda: strike.death_s is not None,
@@ -181,8 +181,10 @@ class Striker:
             )
         return strike
 
-    def _hit(self, blow: Blow, aim: Aim, target: Target, pid: int) -> Strike:
+    async def _hit(self, blow: Blow, aim: Aim, target: Target, pid: int) -> Strike:
         scene = self._scene
+        if blow.inside:
+            await self._obedient(pid)
         spares = frozenset(scene.sight.children()) - {pid}
         strike = scene.history.struck(
             blow, aim, target, pid, spares=spares, now_s=trio.current_time(), wall_s=time.time()
@@ -197,6 +199,11 @@ class Striker:
         except ProcessLookupError:
             strike.too_late = True
         return strike
+
+    async def _obedient(self, pid: int) -> None:
+        with trio.fail_after(self._scene.pace.limit_s):
+            while not obeys(self._scene.orders, pid) and is_alive(pid):  # noqa: ASYNC110  (a file tells nobody)
+                await trio.sleep(_POLL_S)
 
     async def _ended(self, strike: Strike) -> None:
         """Until its death is told, or there was none to tell of: a spare's, or that of a worker that was ending."""

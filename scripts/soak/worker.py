@@ -28,9 +28,14 @@ class Command(msgspec.Struct, frozen=True):
 
 
 def tell(orders: Path, pid: int, command: Command) -> None:
-    """Raises ProcessLookupError when there is no such process."""
+    """To one that `obeys`. Raises ProcessLookupError when there is no such process."""
     (orders / str(pid)).write_bytes(msgspec.json.encode(command))
     os.kill(pid, signal.SIGUSR2)
+
+
+def obeys(orders: Path, pid: int) -> bool:
+    """Before, the signal would just end it."""
+    return (orders / f"{pid}.obeys").exists()
 
 
 class Obedience:
@@ -39,6 +44,7 @@ class Obedience:
         self._warm_s = warm_s
         self._words = ""
         signal.signal(signal.SIGUSR2, self._obey)
+        (orders / f"{os.getpid()}.obeys").touch()
 
     def _obey(self, _number: int, _frame: object) -> None:
         path = self._orders / str(os.getpid())
