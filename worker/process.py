@@ -41,8 +41,8 @@ _PROGRESS_INTERVAL_S = 0.1
 _GPU_ERRORS = ("[METAL]", "[metal::", "CUDA", "cuda")
 
 
-class _TerminatedError(Exception):
-    """SIGTERM came."""
+class _TerminatedError(BaseException):
+    """SIGTERM came. No `Exception`: a loader takes those for faults of the model, and the worker would live on."""
 
 
 def _terminate(_number: int, _frame: object) -> NoReturn:
