@@ -71,6 +71,7 @@ class Recovery(_Section, frozen=True):
     restarts_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 5
     restart_window_s: PositiveSeconds = 300.0
     failed_hold_s: Seconds = 5.0
+    failed_hold_max_s: Seconds = 300.0
     silence_s: PositiveSeconds = 10.0
     load_stall_s: PositiveSeconds = 300.0
     step_s: PositiveSeconds = 60.0
@@ -87,6 +88,7 @@ class Recovery(_Section, frozen=True):
     quarantine_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     reports_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     stranded_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5
+    memory_wait_s: Seconds = 10.0
     headroom_bytes: Annotated[int, Meta(ge=0)] = 256 * MIB
     leak_bytes_per_hour_max: Annotated[int, Meta(ge=1)] | None = None
     recycle_requests: Annotated[int, Meta(ge=1)] | None = None

@@ -55,12 +55,14 @@ class Casualties:
         lost: list[GenerationRequest],
         *,
         another: bool,
+        restarts: bool,
         closing: RpcError | None,
         now_s: float,
     ) -> Aftermath:
         """Each of `lost`, which `life` had when it died, goes back to the queue or ends.
 
-        `another`: a worker of the model is there or on its way, whatever this death means. `closing` is what requests
+        `another`: a worker of the model is there or on its way, whatever this death means; `restarts`: this death decides
+        when the next one may be started, and counts in the budget and the breaker. `closing` is what requests
         are refused with while the supervisor shuts down.
         """
         assert ending.death is not None
@@ -69,14 +71,15 @@ class Casualties:
             ending.why,
             lost,
             poison=self._poison,
-            policy=self._policy,
+            policy=self._policy if restarts else None,
             another=another,
             fruitless_resumes_max=self._fruitless_resumes_max,
+            ready_s=life.ready_s,
             now_s=now_s,
         )
         verdict = aftermath.verdict
         _log.error("%s: the worker died: %s: %s", self._model, aftermath.reason, aftermath.action)
-        self._gate.worker_died(counts=verdict.weight > 0, machine=verdict.machine, now_s=now_s)
+        self._gate.worker_died(counts=restarts and verdict.weight > 0, machine=verdict.machine, now_s=now_s)
         self._witness.worker_died(self._model, life, ending.death, aftermath)
         for request in aftermath.quarantined:
             self._quarantine(request, aftermath)

@@ -1,7 +1,7 @@
 """One worker's life: hatched, loaded, served, watched, drained, stopped; and what is known at its end."""
 
+import errno
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
+_PASSING_ERRORS = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _SERVING = frozenset({WorkerState.READY, WorkerState.DRAINING})
 # Of the memory curve; at one a heartbeat, the last minutes.
 _SAMPLES_MAX = 300
@@ -66,9 +67,13 @@ class Owner(Protocol):
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):
-    """How a life ended: asked for when both are None, else by a refused load, or by a death."""
+    """How a life ended: asked for when both are None, else by a refused load, or by a death.
+
+    `passing`: the machine had no room for another process, and may have it in a moment.
+    """
 
     refusal: RpcError | None = None
+    passing: bool = False
     death: Evidence | None = None
     why: str | None = None
 
@@ -83,6 +88,7 @@ class Life:
         config: WorkerConfig,
         recovery: Recovery,
         owner: Owner,
+        generation: int,
         prefill_tokens_per_s: float | None = None,
     ) -> None:
         """`prefill_tokens_per_s` as measured with an earlier worker of the model, if there was one."""
@@ -101,8 +107,8 @@ class Life:
         self.worker: Worker | None = None
         self.samples: list[MemorySample] = []
         self.began_s = trio.current_time()
-        self._ready_s = math.inf
-        self.generation = 0
+        self.ready_s: float | None = None
+        self.generation = generation
         self.error: RpcError | None = None
         self.loading = Attempt()
         self.over = trio.Event()
@@ -111,9 +117,9 @@ class Life:
 
     def generate(self, id: int, order: link.Generate) -> None:
         assert self.worker is not None
+        self.worker.send_request(id, link.GENERATE, order)
         if self._watchdog is not None:
             self._watchdog.note_sent(trio.current_time())
-        self.worker.send_request(id, link.GENERATE, order)
 
     def cancel(self, id: int) -> None:
         assert self.worker is not None
@@ -137,14 +143,20 @@ class Life:
             self._now.set()
 
     def idle(self) -> None:
-        """Nothing is in flight any more: what drains may stop."""
-        if self._stop_asked.is_set():
+        """Nothing is in flight any more: what drains may stop. Before that it is still given something."""
+        if self.state is WorkerState.DRAINING:
             self._now.set()
+
+    def conclude(self, error: RpcError) -> None:
+        """It is over, and what it leaves behind is settled."""
+        self.error = error
+        self.loading.settle(error)
+        self.over.set()
 
     @property
     def serving_samples(self) -> list[MemorySample]:
         """Since it is ready: what a load takes is no leak."""
-        return [sample for sample in self.samples if sample.at_s > self._ready_s]
+        return [sample for sample in self.samples if self.ready_s is not None and sample.at_s > self.ready_s]
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -164,7 +176,8 @@ class Life:
             return Ending(refusal=error)
         except OSError as error:
             reason = f"cannot start a worker: {error.strerror}; check `worker.command` and the free memory"
-            return Ending(refusal=RpcError(ErrorKind.MODEL_LOAD_FAILED, reason))
+            refusal = RpcError(ErrorKind.MODEL_LOAD_FAILED, reason)
+            return Ending(refusal=refusal, passing=error.errno in _PASSING_ERRORS)
         try:
             worker.adopt(self._handlers())
             await self._serve(worker, folder)
@@ -203,7 +216,7 @@ class Life:
                 await trio.sleep_forever()
             else:
                 if not self._stop_asked.is_set() and self._stall is None:
-                    self._ready_s = trio.current_time()
+                    self.ready_s = trio.current_time()
                     self._enter(WorkerState.READY)
                     self._owner.ready(self, loaded)
                 await trio.sleep_forever()

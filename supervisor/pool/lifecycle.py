@@ -16,7 +16,7 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
     STOPPING = "stopping"
     BACKOFF = "backoff"
-    """Its worker died; the next one is started once the restart policy allows it."""
+    """Its worker died, or could not be spawned; the next one is started once the restart policy and memory allow it."""
 
     QUARANTINED = "quarantined"
     """Too many workers died in a short time: nothing is started until somebody loads the model by hand."""
@@ -28,9 +28,15 @@ class WorkerState(StrEnum):
 _DOWN = frozenset({WorkerState.STOPPED, WorkerState.BACKOFF, WorkerState.QUARANTINED, WorkerState.FAILED})
 
 FOLLOWS: dict[WorkerState, frozenset[WorkerState]] = {
-    WorkerState.STOPPED: frozenset({WorkerState.SPAWNING, WorkerState.FAILED}),
+    WorkerState.STOPPED: frozenset({WorkerState.SPAWNING, WorkerState.BACKOFF, WorkerState.FAILED}),
     WorkerState.SPAWNING: frozenset(
-        {WorkerState.LOADING, WorkerState.STOPPING, WorkerState.STOPPED, WorkerState.FAILED}
+        {
+            WorkerState.LOADING,
+            WorkerState.STOPPING,
+            WorkerState.STOPPED,
+            WorkerState.BACKOFF,
+            WorkerState.FAILED,
+        }
     ),
     WorkerState.LOADING: frozenset({WorkerState.WARMING, WorkerState.READY, WorkerState.STOPPING}),
     WorkerState.WARMING: frozenset({WorkerState.READY, WorkerState.STOPPING}),
@@ -38,6 +44,6 @@ FOLLOWS: dict[WorkerState, frozenset[WorkerState]] = {
     WorkerState.DRAINING: frozenset({WorkerState.STOPPING}),
     WorkerState.STOPPING: _DOWN,
     WorkerState.BACKOFF: frozenset({WorkerState.SPAWNING, WorkerState.STOPPED, WorkerState.FAILED}),
-    WorkerState.QUARANTINED: frozenset({WorkerState.SPAWNING, WorkerState.FAILED}),
-    WorkerState.FAILED: frozenset({WorkerState.SPAWNING}),
+    WorkerState.QUARANTINED: frozenset({WorkerState.SPAWNING, WorkerState.BACKOFF, WorkerState.FAILED}),
+    WorkerState.FAILED: frozenset({WorkerState.SPAWNING, WorkerState.BACKOFF}),
 }

@@ -67,7 +67,7 @@ class ModelRunner:
         self._configured = model
         self._pinned = model.pin
         self._poison = poison
-        self._policy = RestartPolicy(restart_limits(recovery), rng.uniform)
+        policy = RestartPolicy(restart_limits(recovery), rng.uniform)
         self.gate = Gate(CircuitBreaker(breaker_limits(recovery)), machine, poison)
         self._book = RequestBook(
             batch_sequences_max=model.batch_sequences_max,
@@ -85,12 +85,12 @@ class ModelRunner:
             standing=self._standing,
             book=self._book,
             gate=self.gate,
-            policy=self._policy,
+            policy=policy,
             casualties=Casualties(
                 name,
                 self._book,
                 self.gate,
-                self._policy,
+                policy,
                 poison,
                 witness,
                 fruitless_resumes_max=recovery.fruitless_resumes_max,
@@ -134,13 +134,12 @@ class ModelRunner:
         if self._workers.closing is not None:
             raise self._workers.closing
         now_s = trio.current_time()
-        admission = self.gate.check(self.name, request.order, now_s)
+        self.gate.enter(request, now_s)
         try:
             self._book.submit(request, now_s)
-        except RpcError:
-            self.gate.turned_away(admission, now_s)
+        except RpcError as error:
+            self.gate.left(request, error, now_s)
             raise
-        self.gate.entered(request, admission)
         self._workers.want()
 
     def cancel(self, request: GenerationRequest) -> None:
@@ -175,13 +174,8 @@ class ModelRunner:
         if options is not None:
             bounds = [options.context_tokens_max, self._configured.context_tokens_max]
             bound = min((tokens for tokens in bounds if tokens is not None), default=None)
-            model = msgspec.structs.replace(self._workers.model, context_tokens_max=bound)
-            if model != self._workers.model:
-                self._workers.model = model
-                await self._workers.stop(at_once=False)
-        self._policy.forgive()
-        self.gate.open()
-        self._workers.hasten()
+            await self._workers.use(msgspec.structs.replace(self._configured, context_tokens_max=bound))
+        self._workers.forgive()
         await self.ensure_ready(on_progress)
 
     async def unload(self, *, force: bool) -> None:
@@ -191,9 +185,7 @@ class ModelRunner:
                 ErrorKind.INVALID_PARAMS, "this model is pinned: unload it with `force`", path="$.force"
             )
         self._pinned = False
-        self._workers.let_go()
-        if force:
-            self._book.fail_queued(stopped_error())
+        self._workers.let_go(stopped_error() if force else None)
         await self._workers.stop(at_once=force)
         self._workers.rest()
 
@@ -223,6 +215,9 @@ class ModelRunner:
         Raises:
             RpcError: the worker's refusal; none can be had; WORKER_DIED twice of it.
         """
+        refusal = self.gate.why_refused(trio.current_time())
+        if refusal is not None:
+            raise refusal
         deaths = 0
         while True:
             life = await self.ensure_ready()
@@ -239,8 +234,6 @@ class ModelRunner:
         """Accept nothing more, let what runs end within `drain_s` or until `hurry`, then end the workers."""
         error = RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
         self._workers.close(error)
-        self._book.fail_queued(error)
-        self._standing.settle(error)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_after, drain_s, hurry)
             await self._workers.stop(at_once=False)

@@ -22,10 +22,9 @@ from mlxsup.supervisor.pool.life import Ending, Life, WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.request_book import RequestBook
 from mlxsup.supervisor.pool.standing import Standing
+from mlxsup.supervisor.pool.turn import Turn
 from mlxsup.supervisor.recovery.aftermath import Aftermath
 from mlxsup.supervisor.recovery.gate import Gate
-from mlxsup.supervisor.recovery.limits import memory_limits
-from mlxsup.supervisor.recovery.memory_truth import MemorySample, judge_memory
 from mlxsup.supervisor.recovery.recycling import RecyclePolicy
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
 from mlxsup.supervisor.recovery.verdicts import Restart
@@ -34,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class Succession:
-    """The lives' owner. `model` may be replaced: the next life is loaded by it."""
+    """The lives' owner, and the only one who changes the model's standing."""
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class Succession:
         casualties: Casualties,
     ) -> None:
         self.name = name
-        self.model = model
+        self._model = model
         self._config = config
         self._recovery = recovery
         self._source = source
@@ -65,9 +64,7 @@ class Succession:
         self._wanted = trio.Event()
         # Once wanted, a model is kept: a worker that dies is replaced, also while nobody asks for anything.
         self._keep = False
-        self._not_before_s = -math.inf
-        self._hurry = trio.Event()
-        self._last_sample: MemorySample | None = None
+        self._turn = Turn(recovery, source.available)
         self._prefill_tokens_per_s: float | None = None
         self._lives: set[Life] = set()
         self.current: Life | None = None
@@ -85,20 +82,30 @@ class Succession:
         self._keep = True
         self._wanted.set()
 
-    def let_go(self) -> None:
-        """Nobody has to be replaced any more, unless requests wait."""
+    def let_go(self, error: RpcError | None = None) -> None:
+        """Nobody has to be replaced any more, unless requests wait. With `error`, whoever waits is told that."""
         self._keep = False
+        if error is not None:
+            self._book.fail_queued(error)
+            self._standing.settle(error)
 
-    def hasten(self) -> None:
-        """The next life begins without any further wait."""
-        self._not_before_s = -math.inf
-        self._hurry.set()
+    async def use(self, model: ModelConfig) -> None:
+        """A worker that was loaded otherwise ends, after its requests."""
+        if model != self._model:
+            self._model = model
+            await self.stop(at_once=False)
+
+    def forgive(self) -> None:
+        """Somebody asks by hand: what was held against the model is forgotten, and nothing waited for."""
+        self._policy.forgive()
+        self._gate.open()
+        self._turn.hasten()
 
     def close(self, error: RpcError) -> None:
-        """Begin no life any more."""
+        """Begin no life any more, and tell whoever waits."""
         self.closing = error
-        self._keep = False
-        self._hurry.set()
+        self.let_go(error)
+        self._turn.look_again()
 
     async def stop(self, *, at_once: bool) -> None:
         # It is to end, too, and takes over from nobody.
@@ -134,11 +141,12 @@ class Succession:
         return self._successor
 
     def request_ended(self, request: GenerationRequest) -> None:
-        self._recycle(self._recycling.after_request(len(request.tokens), trio.current_time()))
+        if request.marks.dispatched_s is not None:
+            self._recycle(self._recycling.after_request(len(request.tokens), trio.current_time()))
 
     def _recycle(self, why: str | None) -> None:
         old = self.current
-        if why is None or old is None or len(self._lives) > 1:
+        if why is None or old is None or len(self._lives) > 1 or not self._keep:
             return
         if self._standing.state is WorkerState.READY:
             _log.info("%s: recycling the worker: %s", self.name, why)
@@ -153,37 +161,40 @@ class Succession:
             while True:
                 await self._wanted.wait()
                 self._wanted = trio.Event()
-                if self.current is None and self.closing is None:
-                    await self._wait_turn()
-                    if self._may_begin():
-                        self.current = self._begin()
-
-    async def _wait_turn(self) -> None:
-        self._hurry = trio.Event()
-        with trio.move_on_at(self._not_before_s):
-            await self._hurry.wait()
+                if self.current is None and self.closing is None and await self._may_begin():
+                    self.current = self._begin()
 
     def _is_wanted(self) -> bool:
         if self.closing is not None:
             return False
         return self._keep or self._book.queued > 0 or self._standing.attempt.waiters > 0
 
-    def _may_begin(self) -> bool:
+    async def _may_begin(self) -> bool:
+        stranded = await self._turn.wait(self._is_wanted, self._tell_why)
         if not self._is_wanted():
             self.rest()
             return False
-        stranded = judge_memory(self._last_sample, self._source.available(), memory_limits(self._recovery))
-        if stranded is None:
-            return True
-        self._give_up(
-            WorkerState.FAILED, RpcError(ErrorKind.MODEL_LOAD_FAILED, str(stranded), retriable=True)
-        )
-        return False
+        if stranded is not None:
+            self._give_up(
+                WorkerState.FAILED, RpcError(ErrorKind.MODEL_LOAD_FAILED, str(stranded), retriable=True)
+            )
+        return stranded is None
+
+    def _tell_why(self, reason: str) -> None:
+        if (self._standing.state, self._standing.reason) != (WorkerState.BACKOFF, reason):
+            self._enter(WorkerState.BACKOFF, reason)
 
     def _begin(self) -> Life:
         self._generation += 1
-        life = Life(self._source, self.model, self._config, self._recovery, self, self._prefill_tokens_per_s)
-        life.generation = self._generation
+        life = Life(
+            self._source,
+            self._model,
+            self._config,
+            self._recovery,
+            self,
+            self._generation,
+            self._prefill_tokens_per_s,
+        )
         self._lives.add(life)
         self._nursery.start_soon(self._live, life)
         return life
@@ -203,47 +214,56 @@ class Succession:
         was_current = life is self.current
         if was_current:
             self.current = None
-            self._last_sample = life.samples[-1] if life.samples else self._last_sample
         if life is self._successor:
             self._successor = None
             self._recycling.note_refused(now_s)
         lost = self._book.lose_worker(life, now_s)
         if ending.death is not None:
-            life.error = self._after_death(life, ending, lost, now_s, was_current=was_current)
+            error = self._after_death(life, ending, lost, now_s, was_current=was_current)
         else:
             for request in lost:
                 self._book.fail(request, self.closing or stopped_error())
-            self._after_end(ending.refusal, was_current=was_current)
-            life.error = ending.refusal or self.closing or stopped_error()
-        life.loading.settle(life.error)
-        life.over.set()
+            self._after_end(ending, now_s, was_current=was_current)
+            error = ending.refusal or self.closing or stopped_error()
+        life.conclude(error)
 
-    def _after_end(self, refusal: RpcError | None, *, was_current: bool) -> None:
+    def _after_end(self, ending: Ending, now_s: float, *, was_current: bool) -> None:
+        refusal = ending.refusal
         if not was_current:
             if refusal is not None:
                 _log.error("%s: the new worker can't be had, the old one goes on: %s", self.name, refusal)
-        elif refusal is not None:
-            self._give_up(WorkerState.FAILED, refusal)
-        else:
+        elif refusal is None:
             self._enter(WorkerState.STOPPED)
             if self._is_wanted():
                 self.want()
+        elif ending.passing and (wait_s := self._policy.note_death(1, now_s)) is not None:
+            self._wait(wait_s, refusal.message)
+        else:
+            self._give_up(WorkerState.FAILED, refusal)
 
     def _after_death(
         self, life: Life, ending: Ending, lost: list[GenerationRequest], now_s: float, *, was_current: bool
     ) -> RpcError:
         another = bool(self.current or self._successor) or self._standing.state is WorkerState.BACKOFF
         aftermath = self._casualties.settle(
-            life, ending, lost, another=another, closing=self.closing, now_s=now_s
+            life,
+            ending,
+            lost,
+            another=another,
+            restarts=was_current or not another,
+            closing=self.closing,
+            now_s=now_s,
         )
         if was_current:
-            self._go_on(aftermath, now_s)
+            self._turn.note_death(life.samples[-1] if life.samples else None, aftermath.wait_s or 0.0)
+            self._go_on(aftermath)
         elif self.current is None and self._book.queued:
             # It had been replaced, and who replaced it is gone, too.
+            self._turn.delay(aftermath.wait_s or 0.0)
             self.want()
         return aftermath.error
 
-    def _go_on(self, aftermath: Aftermath, now_s: float) -> None:
+    def _go_on(self, aftermath: Aftermath) -> None:
         """After the death of the worker that served."""
         if self._successor is not None:
             # It loads, and is the model's worker now.
@@ -254,21 +274,22 @@ class Succession:
             state = WorkerState.FAILED if never else WorkerState.QUARANTINED
             self._give_up(state, _down_error(state, aftermath))
         else:
-            self._not_before_s = now_s + aftermath.wait_s
-            if self._is_wanted():
-                self._enter(WorkerState.BACKOFF, aftermath.reason)
-                self.want()
-            else:
-                self._enter(WorkerState.STOPPED)
+            self._wait(aftermath.wait_s, aftermath.reason)
+
+    def _wait(self, wait_s: float, reason: str) -> None:
+        """For the next start, which comes by itself if it is wanted."""
+        self._turn.delay(wait_s)
+        if self._is_wanted():
+            self._enter(WorkerState.BACKOFF, reason)
+            self.want()
+        else:
+            self._enter(WorkerState.STOPPED)
 
     def _give_up(self, state: WorkerState, error: RpcError) -> None:
-        """No worker can be had: whoever waits is told why, and so is whoever comes soon."""
+        """No worker can be had: whoever waits is told why, and so is whoever comes while that is not tried again."""
         self._keep = False
-        self._not_before_s = -math.inf
-        until_s = math.inf
-        if state is WorkerState.FAILED:
-            until_s = trio.current_time() + self._recovery.failed_hold_s
-        self._gate.shut(error, until_s)
+        hold_s = self._turn.note_refusal() if state is WorkerState.FAILED else math.inf
+        self._gate.shut(error, trio.current_time() + hold_s)
         self._book.fail_queued(error)
         self._standing.settle(error)
         self._enter(state, error.message)
@@ -291,7 +312,7 @@ class Succession:
         megabytes = loaded.weights_bytes // 10**6
         _log.info("%s: loaded in %.1f s, %d MB of weights", self.name, loaded.load_s, megabytes)
         now_s = trio.current_time()
-        self._policy.note_ready(now_s)
+        self._turn.note_ready()
         self._recycling.note_ready()
         if life is self._successor:
             old, self.current, self._successor = self.current, life, None

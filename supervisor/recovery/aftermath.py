@@ -16,11 +16,15 @@ from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
 
 
 class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
-    """`wait_s` is None when no other worker may be started; `reason` then says why. Each lost request is in one list."""
+    """`wait_s` is None when no other worker is to be started; `reason` then says why, unless there is `another`.
+
+    Each lost request is in one list.
+    """
 
     verdict: Verdict
     death: Death
     origin: Origin | None
+    another: bool
     wait_s: float | None
     reason: str
     resumed: list[GenerationRequest]
@@ -37,6 +41,8 @@ class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
         """For the report: what was done."""
         counts = (("resumed", self.resumed), ("failed", self.failed), ("quarantined", self.quarantined))
         done = [f"{len(requests)} {what}" for what, requests in counts if requests]
+        if self.another:
+            return ", ".join([*done, "another worker is there"])
         restart = "no restart" if self.wait_s is None else f"restart after {self.wait_s:.1f} s"
         return ", ".join([*done, restart])
 
@@ -47,12 +53,14 @@ def decide_aftermath(
     lost: list[GenerationRequest],
     *,
     poison: PoisonWatch,
-    policy: RestartPolicy,
+    policy: RestartPolicy | None,
     another: bool,
     fruitless_resumes_max: int,
+    ready_s: float | None,
     now_s: float,
 ) -> Aftermath:
-    """`lost` are the requests that the worker had; `why` is what the supervisor itself saw.
+    """`lost` are the requests that the worker had; `why` is what the supervisor itself saw; `ready_s` when
+    the worker became ready, None if it did not. `policy` is None where this death asks for no restart.
 
     `another`: there is another worker of the model, or one is on its way, whatever this death means. A request that so
     many workers in a row have taken over without giving it a token ends: what kills without a word, as the system does
@@ -66,12 +74,7 @@ def decide_aftermath(
         exit_status=None if name else evidence.returncode,
         signal=name,
     )
-    wait_s = policy.note_death(verdict.weight, now_s)
-    if verdict.restart is Restart.NEVER:
-        wait_s = None
-    elif verdict.restart is Restart.AT_ONCE and verdict.weight and wait_s is not None:
-        # Within its budget; what weighs nothing has none, and is slowed down by the policy.
-        wait_s = 0.0
+    wait_s = None if policy is None else _wait_s(policy, verdict, ready_s, now_s)
     quarantined = poison.note_death(lost, verdict.name) if verdict.blames_request else []
     survivors = [request for request in lost if request not in quarantined]
     resumable = another or wait_s is not None
@@ -86,11 +89,22 @@ def decide_aftermath(
         death=death,
         wait_s=wait_s,
         origin=origin,
+        another=another,
         reason=_describe(death, origin, verdict, why),
         resumed=resumed,
         failed=[request for request in survivors if request not in resumed],
         quarantined=quarantined,
     )
+
+
+def _wait_s(policy: RestartPolicy, verdict: Verdict, ready_s: float | None, now_s: float) -> float | None:
+    wait_s = policy.note_death(verdict.weight, now_s, ready_s)
+    if verdict.restart is Restart.NEVER:
+        return None
+    if verdict.restart is Restart.AT_ONCE and verdict.weight and wait_s is not None:
+        # Within its budget; what weighs nothing has none, and is slowed down by the policy.
+        return 0.0
+    return wait_s
 
 
 def _may_resume(request: GenerationRequest, verdict: Verdict) -> bool:

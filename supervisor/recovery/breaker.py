@@ -66,16 +66,22 @@ class CircuitBreaker:
             self._enter(BreakerState.HALF_OPEN)
         return self._state
 
-    def admit(self, now_s: float) -> Admission | Refusal:
+    def refusal(self, now_s: float) -> Refusal | None:
+        """Whether it is open, for those who are no probe."""
         match self.state(now_s):
             case BreakerState.OPEN:
                 return Refusal(self._opened_s + self._open_for_s - now_s)
             case BreakerState.FORCED_OPEN:
                 return Refusal(None)
-            case BreakerState.HALF_OPEN:
-                if self._probing:
-                    return Refusal(self._limits.open_s)
-                self._probing = True
+        return None
+
+    def admit(self, now_s: float) -> Admission | Refusal:
+        if (refusal := self.refusal(now_s)) is not None:
+            return refusal
+        if self._state is BreakerState.HALF_OPEN:
+            if self._probing:
+                return Refusal(self._limits.open_s)
+            self._probing = True
         return Admission(self._generation)
 
     def settle(self, admission: Admission, *, fault: bool | None, now_s: float) -> None:

@@ -5,10 +5,12 @@ import math
 import msgspec
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.worker_link import Generate
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.breaker import Admission, BreakerState, CircuitBreaker, Refusal
 from mlxsup.supervisor.recovery.poison import PoisonWatch, quarantined_error
+
+_MACHINE = "the machine's GPU is in trouble"
+_MODEL = "this model's workers keep dying"
 
 
 class Pass(msgspec.Struct, frozen=True):
@@ -45,28 +47,33 @@ class Gate:
             self._shut = None
         return self._shut
 
-    def check(self, model: str, order: Generate, now_s: float) -> Pass:
-        """Raises RpcError: QUARANTINED, CIRCUIT_OPEN, or what the gate was shut with."""
+    def why_refused(self, now_s: float) -> RpcError | None:
+        """For what is no request and probes nothing, but would start a worker."""
+        if (shut := self.why_shut(now_s)) is not None:
+            return shut
+        for what, breaker in ((_MACHINE, self._machine), (_MODEL, self.breaker)):
+            if (refusal := breaker.refusal(now_s)) is not None:
+                return _circuit_open(what, refusal)
+        return None
+
+    def enter(self, request: GenerationRequest, now_s: float) -> None:
+        """Let it in; `left` follows, once.
+
+        Raises:
+            RpcError: QUARANTINED, CIRCUIT_OPEN, or what the gate was shut with.
+        """
         if (shut := self.why_shut(now_s)) is not None:
             raise shut
-        if (entry := self._poison.find(model, order)) is not None:
+        if (entry := self._poison.find(request.model, request.order)) is not None:
             raise quarantined_error(entry)
         machine = self._machine.admit(now_s)
         if isinstance(machine, Refusal):
-            raise _circuit_open("the machine's GPU is in trouble", machine)
-        model_admission = self.breaker.admit(now_s)
-        if isinstance(model_admission, Refusal):
+            raise _circuit_open(_MACHINE, machine)
+        model = self.breaker.admit(now_s)
+        if isinstance(model, Refusal):
             self._machine.settle(machine, fault=None, now_s=now_s)
-            raise _circuit_open("this model's workers keep dying", model_admission)
-        return Pass(machine, model_admission)
-
-    def entered(self, request: GenerationRequest, admitted: Pass) -> None:
-        self._admissions[request.id] = admitted
-
-    def turned_away(self, admitted: Pass, now_s: float) -> None:
-        """It was admitted, and refused for another reason."""
-        self._machine.settle(admitted.machine, fault=None, now_s=now_s)
-        self.breaker.settle(admitted.model, fault=None, now_s=now_s)
+            raise _circuit_open(_MODEL, model)
+        self._admissions[request.id] = Pass(machine, model)
 
     def left(self, request: GenerationRequest, error: RpcError | None, now_s: float) -> None:
         admitted = self._admissions.pop(request.id, None)

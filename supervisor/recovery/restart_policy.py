@@ -29,23 +29,21 @@ class RestartPolicy:
         self._uniform = uniform
         self._deaths: deque[tuple[float, int]] = deque()
         self._failures = 0
-        self._ready_since_s: float | None = None
 
-    def note_ready(self, now_s: float) -> None:
-        self._ready_since_s = now_s
+    def note_death(self, weight: int, now_s: float, ready_s: float | None = None) -> float | None:
+        """Seconds to wait before the next start; None when the budget is spent.
 
-    def note_death(self, weight: int, now_s: float) -> float | None:
-        """Seconds to wait before the next start; None when the budget is spent."""
+        `ready_s` is when the worker that died became ready, None if it did not.
+        """
         limits = self._limits
-        ready_since_s, self._ready_since_s = self._ready_since_s, None
-        if ready_since_s is not None and now_s - ready_since_s >= limits.healthy_s:
+        if ready_s is not None and now_s - ready_s >= limits.healthy_s:
             self._failures = 0
         self._deaths.append((now_s, weight))
         while self._deaths and now_s - self._deaths[0][0] > limits.window_s:
             self._deaths.popleft()
         if sum(weight for _, weight in self._deaths) > limits.restarts_max:
             return None
-        if weight == 0 and ready_since_s is not None:
+        if weight == 0 and ready_s is not None:
             return 0.0
         self._failures += 1
         return self.delay_s(self._failures)

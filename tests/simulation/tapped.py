@@ -38,6 +38,10 @@ class SimulatedBook:
     def write_quarantined(self, _entry: object, _at: str) -> None:
         self._reach_disk()
 
+    def forget_quarantined(self, *_: object) -> int:
+        self._reach_disk()
+        return 0
+
     def read_quarantined(self) -> list[QuarantinedRequest]:
         self._reach_disk()
         return []
@@ -109,7 +113,7 @@ class SimulatedPool(Pool):
 
 
 def _tap_runner(world: "World", runner: ModelRunner) -> None:
-    submit, forgive = runner.submit, runner._policy.forgive
+    submit, forgive = runner.submit, runner._workers._policy.forgive
 
     def submit_noted(request: GenerationRequest) -> None:
         sink: Any = request._sink
@@ -137,7 +141,7 @@ def _tap_runner(world: "World", runner: ModelRunner) -> None:
         forgive()
 
     vars(runner).update(submit=submit_noted)
-    vars(runner._policy).update(forgive=forgive_noted, _uniform=world.rng.uniform)
+    vars(runner._workers._policy).update(forgive=forgive_noted, _uniform=world.rng.uniform)
 
 
 def tap_service(world: "World", service: Service) -> None:

@@ -1,6 +1,7 @@
 """A worker dies, and no client has to know; and where that can't be, each is told once and truly."""
 
 import random
+from contextlib import suppress
 
 import pytest
 import trio
@@ -385,7 +386,9 @@ async def test_memory_that_did_not_come_back_refuses_the_next_worker_with_the_nu
         await trio.sleep(3.05)
         stage.memory["available"] = 5 * gb
         stage.worker.die(-9)
-        await trio.sleep(1)
+        await trio.sleep(9)
+        assert (stage.runner.snapshot().state, sink.outcomes) == ("backoff", [])
+        await trio.sleep(2)
 
         assert sink.failure.kind is ErrorKind.MODEL_LOAD_FAILED
         assert sink.failure.data.retriable
@@ -401,7 +404,40 @@ async def test_memory_that_did_not_come_back_refuses_the_next_worker_with_the_nu
     assert later.text == full_text("p", 40)
 
 
-async def test_memory_that_comes_back_late_refuses_a_quarantined_model_too_and_nothing_breaks(
+async def test_memory_that_comes_back_a_moment_late_costs_nobody_a_stream(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    gb = 10**9
+    async with open_stage(recovery=Recovery(headroom_bytes=gb)) as stage:
+        stage.memory.update(resident=20 * gb, available=4 * gb)
+        await stage.runner.ensure_ready()
+        sinks = [submit(stage, prompt, tokens=100) for prompt in "abcdefgh"]
+        await trio.sleep(3.05)
+        stage.memory["available"] = 5 * gb
+        stage.worker.die(-9)
+        await trio.sleep(5)
+        stage.memory["available"] = 24 * gb
+        await trio.sleep(20)
+
+    assert [sink.text for sink in sinks] == [full_text(prompt, 100) for prompt in "abcdefgh"]
+
+
+async def test_what_others_took_since_an_orderly_end_is_no_memory_left_behind(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    gb = 10**9
+    async with open_stage(recovery=Recovery(headroom_bytes=gb)) as stage:
+        stage.memory.update(resident=20 * gb, available=4 * gb)
+        await stage.runner.ensure_ready()
+        await trio.sleep(3)
+        await stage.runner.unload(force=False)
+        await trio.sleep(1)
+
+        await stage.runner.ensure_ready()
+    assert len(stage.shop.workers) == 2
+
+
+async def test_whoever_loads_by_hand_has_read_the_numbers_and_gets_a_worker(
     autojump_clock: MockClock, open_stage: OpenStage
 ) -> None:
     gb = 10**9
@@ -411,12 +447,39 @@ async def test_memory_that_comes_back_late_refuses_a_quarantined_model_too_and_n
         await trio.sleep(3)
         stage.worker.die(-9)
         await stage.wait_state("quarantined")
-        with pytest.raises(RpcError, match="20000 MB"):
-            await stage.runner.load(pin=None, options=None, on_progress=lambda _: None)
-        assert stage.runner.snapshot().state == "failed"
-        stage.memory["available"] = 24 * gb
+
         await stage.runner.load(pin=None, options=None, on_progress=lambda _: None)
         assert stage.runner.snapshot().state == "ready"
+
+
+async def test_a_load_that_keeps_failing_is_tried_more_and_more_seldom_until_somebody_loads_by_hand(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    refusal = RpcError(ErrorKind.MODEL_LOAD_FAILED, "bad weights")
+    recovery = Recovery(failed_hold_s=5.0, failed_hold_max_s=300.0, breaker_deaths=1000)
+    async with open_stage(Plan(load_error=refusal), recovery=recovery) as stage:
+        for _ in range(600):
+            with suppress(RpcError):
+                submit(stage)
+            await trio.sleep(1)
+        # After 5, 10, 20, 40, 80, 160 and 300 s, and the time of the loads.
+        assert len(stage.shop.workers) == 7
+        for workers in (8, 9):
+            with pytest.raises(RpcError, match="bad weights"):
+                await stage.runner.load(pin=None, options=None, on_progress=lambda _: None)
+            assert len(stage.shop.workers) == workers
+
+
+async def test_a_question_starts_no_worker_past_an_open_breaker(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage() as stage:
+        stage.runner.gate.breaker.force_open()
+        with pytest.raises(RpcError) as refused:
+            await stage.runner.call("tokenize", {"text": "x"}, dict)
+
+        assert refused.value.kind is ErrorKind.CIRCUIT_OPEN
+        assert stage.shop.workers == []
 
 
 async def test_a_question_is_asked_again_when_its_worker_dies(

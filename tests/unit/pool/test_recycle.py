@@ -1,14 +1,16 @@
 """A worker is replaced by another one, and nobody who is served by them notices."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from mlxsup.config.schema import Recovery
+from mlxsup.config.schema import Model, Recovery
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import GenerationResult
+from mlxsup.supervisor.pool.succession import Succession
 from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.memory_worker import Plan, full_text
 from tests.fakes.requests import make_request
@@ -389,3 +391,61 @@ async def test_a_successor_that_is_told_to_end_is_none_when_the_worker_after_it_
         assert (stage.runner.snapshot().state, stage.runner.snapshot().pid) == ("ready", 1003)
 
     assert whole([sink], 10)
+
+
+async def test_a_request_that_comes_with_the_last_answer_of_a_worker_that_is_to_drain_is_not_lost(
+    autojump_clock: MockClock, open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With memory for one worker only, and before the task that drains it has run."""
+    async with open_stage(recovery=Recovery(recycle_requests=1)) as stage:
+        await stage.runner.ensure_ready()
+        await trio.sleep(2)
+        stage.memory["available"] = 50
+        last: list[CollectingSink] = []
+        take_answer = Succession.take_answer
+
+        def submit_then(self: Succession, *answer: Any) -> None:
+            take_answer(self, *answer)
+            if not last:
+                last.append(submit(stage))
+
+        monkeypatch.setattr(Succession, "take_answer", submit_then)
+        first = submit(stage)
+        await trio.sleep(60)
+
+    assert whole([first, *last])
+
+
+async def test_a_shutdown_starts_no_worker_although_one_is_due_for_its_replacement(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(model=Model(batch_sequences_max=1), recovery=Recovery(recycle_requests=1)) as stage:
+        await stage.runner.ensure_ready()
+        submit(stage)
+        waiting = submit(stage)
+        await stage.runner.close(5.0, trio.Event())
+
+    assert waiting.failure.kind is ErrorKind.SHUTTING_DOWN
+    assert len(stage.shop.workers) == 1
+
+
+async def test_replacements_that_die_in_their_load_cost_the_one_that_serves_nothing(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    recovery = Recovery(restart_healthy_s=600.0, restarts_max=2)
+    async with open_stage(recovery=recovery) as stage:
+        await stage.runner.ensure_ready()
+        await trio.sleep(700)
+        for number in (1, 2, 3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(die_later, stage, number)
+                with pytest.raises(RpcError):
+                    await stage.runner.recycle()
+        sink = submit(stage)
+        await trio.sleep(1)
+        stage.shop.workers[0].die(-9)
+        await trio.sleep(30)
+
+        assert whole([sink])
+        assert stage.notes.deaths[-1][2].wait_s == 0.0
+        assert stage.notes.deaths[0][2].action == "another worker is there"

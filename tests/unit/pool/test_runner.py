@@ -1,5 +1,6 @@
 """The model runner, on the mock clock with workers in memory."""
 
+import errno
 import signal
 
 import pytest
@@ -117,11 +118,54 @@ async def test_a_worker_that_is_not_ready_in_time_is_ended_and_the_key_is_named(
 async def test_a_spawn_that_fails_is_a_failed_load(autojump_clock: MockClock, open_stage: OpenStage) -> None:
     sink = CollectingSink()
     async with open_stage() as stage:
-        stage.shop.spawn_errors.append(OSError(12, "Cannot allocate memory"))
+        stage.shop.spawn_errors.append(OSError(errno.ENOENT, "No such file or directory"))
         stage.runner.submit(make_request(sink))
         await trio.sleep(1)
 
-    assert "Cannot allocate memory" in sink.failure.message
+    assert "No such file" in sink.failure.message
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EMFILE, errno.ENOMEM])
+async def test_a_machine_that_has_no_room_for_a_process_for_a_moment_is_asked_again(
+    autojump_clock: MockClock, open_stage: OpenStage, number: int
+) -> None:
+    sink = CollectingSink()
+    async with open_stage() as stage:
+        stage.shop.spawn_errors += [OSError(number, "no room")] * 3
+        stage.runner.submit(make_request(sink, tokens=20))
+        await trio.sleep(60)
+
+    assert sink.text == full_text("p", 20)
+
+
+async def test_a_machine_that_never_has_room_for_a_process_is_not_asked_for_ever(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    sink = CollectingSink()
+    async with open_stage() as stage:
+        stage.shop.spawn_errors += [OSError(errno.ENOMEM, "no room")] * 100
+        stage.runner.submit(make_request(sink))
+        await trio.sleep(600)
+
+        assert "no room" in sink.failure.message
+        assert stage.runner.snapshot().state == "failed"
+
+
+async def test_an_unload_by_force_ends_a_load_that_somebody_waits_for(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(Plan(load_s=100)) as stage, trio.open_nursery() as nursery:
+
+        async def wait_load() -> None:
+            with pytest.raises(RpcError, match="unloaded"):
+                await stage.runner.ensure_ready()
+
+        nursery.start_soon(wait_load)
+        await trio.sleep(20)
+        await stage.runner.unload(force=True)
+        await trio.sleep(100)
+
+        assert (stage.runner.snapshot().state, len(stage.shop.workers)) == ("stopped", 1)
 
 
 async def test_a_queued_request_is_cancelled_at_once_and_a_running_one_keeps_its_text(

@@ -56,6 +56,7 @@ class Scene:
             policy=self.policy,
             another=another,
             fruitless_resumes_max=3,
+            ready_s=0.0,
             now_s=0.0,
         )
 
@@ -89,7 +90,7 @@ def test_without_another_worker_nothing_can_go_on(another: bool, resumed: int) -
     assert by_budget.wait_s is by_class.wait_s is None
     assert len(by_budget.resumed) == len(by_class.resumed) == resumed
     assert len(by_budget.failed) == len(by_class.failed) == 2 - resumed
-    assert by_budget.action.endswith("no restart")
+    assert by_budget.action.endswith("another worker is there" if another else "no restart")
 
 
 def test_a_class_that_asks_for_a_restart_at_once_gets_it_within_the_budget() -> None:

@@ -24,7 +24,7 @@ class Scene:
     def enter(self, now_s: float = 0.0, gate: Gate | None = None) -> GenerationRequest:
         gate = gate or self.gate
         request = make_request(CollectingSink(), now_s=now_s)
-        gate.entered(request, gate.check("m", request.order, now_s))
+        gate.enter(request, now_s)
         return request
 
     def die(self, times: int = 1, *, machine: bool = False, counts: bool = True) -> None:
@@ -102,7 +102,8 @@ def test_half_open_one_probe_is_let_through_until_it_has_ended() -> None:
 def test_a_probe_that_is_refused_for_another_reason_lets_the_next_try() -> None:
     scene = Scene()
     scene.die(3, machine=True)
-    scene.gate.turned_away(scene.gate.check("m", make_request(CollectingSink(), now_s=0.0).order, 10.0), 10.0)
+    turned_away = scene.enter(10.0)
+    scene.gate.left(turned_away, RpcError(ErrorKind.OVERLOADED, "x"), 10.0)
 
     scene.enter(10.0)
 
@@ -173,7 +174,7 @@ def test_a_quarantined_request_is_refused_and_its_neighbours_are_not() -> None:
         )
     )
     with pytest.raises(RpcError) as raised:
-        scene.gate.check("m", poisonous.order, 0.0)
+        scene.gate.enter(poisonous, 0.0)
 
     assert raised.value.kind is ErrorKind.QUARANTINED
     assert not raised.value.data.retriable

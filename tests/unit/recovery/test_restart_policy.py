@@ -45,18 +45,15 @@ def test_a_worker_that_was_ready_for_long_makes_the_next_restart_the_first_again
     asked = policy()
     for _ in range(4):
         asked.note_death(1, 0.0)
-    asked.note_ready(100.0)
 
-    assert asked.note_death(1, 100.0 + 599.9) == 8.0
-    asked.note_ready(1000.0)
-    assert asked.note_death(1, 1600.0) == 0.0
+    assert asked.note_death(1, 100.0 + 599.9, ready_s=100.0) == 8.0
+    assert asked.note_death(1, 1600.0, ready_s=1000.0) == 0.0
     assert asked.note_death(1, 1600.0) == 1.0
 
 
 def test_time_that_no_worker_was_ready_in_heals_nothing() -> None:
     asked = policy()
-    asked.note_ready(0.0)
-    asked.note_death(1, 1.0)
+    asked.note_death(1, 1.0, ready_s=0.0)
 
     assert asked.note_death(1, 10_000.0) == 1.0
 
@@ -86,8 +83,7 @@ def test_a_death_that_weighs_nothing_is_followed_at_once_and_changes_no_wait() -
     asked = policy()
     asked.note_death(1, 0.0)
     for at_s in range(20):
-        asked.note_ready(float(at_s))
-        assert asked.note_death(0, at_s + 0.5) == 0.0
+        assert asked.note_death(0, at_s + 0.5, ready_s=float(at_s)) == 0.0
     assert asked.note_death(1, 30.0) == 1.0
 
 
