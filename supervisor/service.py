@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 import msgspec
-import psutil
 import trio
 
 from mlxsup.config.schema import Config
@@ -25,6 +24,7 @@ from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.attempt import OnProgress
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.pool import Pool
+from mlxsup.supervisor.pool.process import resident_bytes
 from mlxsup.supervisor.pool.runner import ModelRunner
 
 _SEED_BITS = 63
@@ -191,7 +191,7 @@ class Service:
         return service.Stats(
             supervisor=service.SupervisorStats(
                 uptime_s=round(time.monotonic() - self._started_s, 3),
-                resident_bytes=psutil.Process().memory_info().rss,
+                resident_bytes=resident_bytes(os.getpid()) or 0,
                 connections=self.connections,
             ),
             overall=overall,

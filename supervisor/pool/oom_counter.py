@@ -16,8 +16,8 @@ _MOUNT = re.compile(r"^\d+ \d+ \S+ (\S+) (\S+) .* - (cgroup2?) \S+ (\S+)$", re.M
 def find_oom_counter(pid: int, proc: Path = _PROC) -> Path | None:
     """The file that counts for this process, while it lives; None where nothing counts."""
     try:
-        groups = (proc / str(pid) / "cgroup").read_text()
-        mounts = (proc / "self" / "mountinfo").read_text()
+        groups = _read(proc / str(pid) / "cgroup")
+        mounts = _read(proc / "self" / "mountinfo")
     except OSError:
         groups = mounts = ""
     candidates = [*_group_counters(groups, mounts), proc / "vmstat"]
@@ -27,17 +27,23 @@ def find_oom_counter(pid: int, proc: Path = _PROC) -> Path | None:
 def read_oom_kills(path: Path) -> int | None:
     """None for a file that is gone, as that of a group that has ended, or that counts no such thing."""
     try:
-        match = _COUNT.search(path.read_text())
+        match = _COUNT.search(_read(path))
     except OSError:
         return None
     return None if match is None else int(match[1])
+
+
+def _read(path: Path) -> str:
+    """Names of groups and mount points are bytes of any kind, and come back as they were in a path made of them."""
+    return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 
 def _group_counters(groups: str, mounts: str) -> list[Path]:
     """Of a line `4:memory:/group` (version 1) and of the line `0::/group` (version 2); a machine can have both."""
     found = []
     for line in groups.splitlines():
-        number, controllers, group = line.split(":", 2)
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
         for root, point, kind, options in _MOUNT.findall(mounts):
             if kind == "cgroup" and "memory" in controllers.split(",") and "memory" in options.split(","):
                 found.append(_below(point, root, group) / "memory.oom_control")

@@ -4,7 +4,6 @@ import os
 import random
 from pathlib import Path
 
-import psutil
 import trio
 
 from mlxsup import native
@@ -22,7 +21,7 @@ from mlxsup.supervisor.pool.hatchery import Hatchery
 from mlxsup.supervisor.pool.launch import worker_command, worker_environment
 from mlxsup.supervisor.pool.life import WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
-from mlxsup.supervisor.pool.process import ChildProcess, available_bytes, observe_process, spawn_process
+from mlxsup.supervisor.pool.process import ChildProcess, Observer, resident_bytes, spawn_process
 from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.recovery.breaker import BreakerState, CircuitBreaker
 from mlxsup.supervisor.recovery.limits import breaker_limits
@@ -51,6 +50,7 @@ class Pool:
         self._witness = witness
         self._machine = CircuitBreaker(breaker_limits(config.recovery))
         self._quarantined = quarantined
+        self._observer = Observer()
         self._hatchery = Hatchery(self._spawn, config.worker, nursery)
         self._runners: dict[str, ModelRunner] = {}
         for name in config.models:
@@ -80,7 +80,12 @@ class Pool:
             self._events,
             witness=self._witness,
             machine=self._machine,
-            poison=PoisonWatch(recovery.suspect_tokens, recovery.quarantine_max, self._quarantined),
+            poison=PoisonWatch(
+                recovery.suspect_tokens,
+                recovery.quarantine_max,
+                recovery.suspect_memory_s,
+                self._quarantined,
+            ),
             rng=random.Random(),
         )
         self._runners[name] = runner
@@ -120,7 +125,7 @@ class Pool:
             reason=snapshot.reason,
             pid=snapshot.pid,
             generation=snapshot.generation,
-            memory_bytes=_resident_bytes(snapshot.pid),
+            memory_bytes=None if snapshot.pid is None else resident_bytes(snapshot.pid),
             pinned=snapshot.pinned,
             breaker=snapshot.breaker.value,
             pulled=here or (pulled is not None and not isinstance(source, Folder) and source.name in pulled),
@@ -158,7 +163,10 @@ class Pool:
             return folder
 
         return WorkerSource(
-            locate=locate, hatch=self._hatchery.hatch, observe=observe_process, available=available_bytes
+            locate=locate,
+            hatch=self._hatchery.hatch,
+            observe=self._observer.observe,
+            available=self._observer.available_bytes,
         )
 
     async def keep_spares(self) -> None:
@@ -191,12 +199,3 @@ def _untouched(name: str, pulled: set[str]) -> ModelEntry:
         breaker=BreakerState.CLOSED.value,
         pulled=name in pulled,
     )
-
-
-def _resident_bytes(pid: int | None) -> int | None:
-    if pid is None:
-        return None
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return None

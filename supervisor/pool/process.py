@@ -1,5 +1,6 @@
 """A worker's operating system process: how it is spawned, signalled and waited for. Edge."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from mlxsup.supervisor.pool.oom_counter import find_oom_counter, read_oom_kills
 
 # Of a process's name.
 _NAME_CHARS_MAX = 40
+# psutil hands on what a system call or a file of /proc fails with, and a Mac's calls fail as RuntimeError.
+_CANT_SAY = (psutil.Error, OSError, RuntimeError)
 
 
 class Observation(msgspec.Struct, frozen=True):
@@ -94,42 +97,75 @@ async def spawn_process(command: list[str], environment: dict[str, str]) -> Spaw
     Raises:
         OSError: it could not be spawned.
     """
-    process = await trio.lowlevel.open_process(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        cwd="/",
-        # A terminal's Ctrl-C is ours to handle, and one signal reaches all its children.
-        start_new_session=True,
-    )
-    return SpawnedProcess(process)
-
-
-def observe_process(pid: int) -> Observation:
-    """What the system says of a worker; of one that has just ended, nothing held and not stopped."""
     try:
-        process = psutil.Process(pid)
-        resident, status = process.memory_info().rss, process.status()
-    except psutil.Error:
-        resident, status = 0, psutil.STATUS_DEAD
-    return Observation(
-        resident_bytes=resident,
-        available_bytes=available_bytes(),
-        stopped=status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP),
-    )
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd="/",
+            # A terminal's Ctrl-C is ours to handle, and one signal reaches all its children.
+            start_new_session=True,
+        )
+    except (ValueError, RuntimeError) as error:
+        # A command with a NUL in it; no thread left to spawn it from.
+        raise OSError(errno.EINVAL, str(error)) from error
+    try:
+        return SpawnedProcess(process)
+    except BaseException:
+        # Nobody would ever know of it.
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    await trio.aclose_forcefully(stream)
+        raise
+
+
+class Observer:
+    """Asks the system about processes and memory. It never raises.
+
+    Where the system can't say, as without a free file descriptor, a process counts as one of which nothing is known,
+    and the machine's memory is what it was.
+    """
+
+    def __init__(self) -> None:
+        self._available_bytes = 0
+
+    def observe(self, pid: int) -> Observation:
+        """What the system says of a worker; of one that has just ended, nothing held and not stopped."""
+        try:
+            process = psutil.Process(pid)
+            resident, status = process.memory_info().rss, process.status()
+        except _CANT_SAY:
+            resident, status = 0, psutil.STATUS_DEAD
+        return Observation(
+            resident_bytes=resident,
+            available_bytes=self.available_bytes(),
+            stopped=status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP),
+        )
+
+    def available_bytes(self) -> int:
+        """What can be given to a new process without swapping; 0 until it was ever known."""
+        with suppress(*_CANT_SAY):
+            self._available_bytes = int(psutil.virtual_memory().available)
+        return self._available_bytes
+
+
+def resident_bytes(pid: int) -> int | None:
+    """None when it has ended, or the system can't say."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except _CANT_SAY:
+        return None
 
 
 def process_name(pid: int) -> str | None:
-    """None when it has ended. A process may call itself anything."""
+    """None when it has ended, or the system can't say. A process may call itself anything."""
     try:
         name = psutil.Process(pid).name()
-    except psutil.Error:
+    except _CANT_SAY:
         return None
     return "".join(char if char.isprintable() else "?" for char in name[:_NAME_CHARS_MAX])
-
-
-def available_bytes() -> int:
-    """What can be given to a new process without swapping."""
-    return int(psutil.virtual_memory().available)

@@ -92,6 +92,31 @@ def test_a_process_that_has_ended_is_counted_with_the_machine(machine: Machine) 
     assert machine.found() == machine.proc / "vmstat"
 
 
+def test_a_mount_point_that_is_no_utf_8_is_none_of_ours(machine: Machine) -> None:
+    machine.process("0::/a\n", V2)
+    with (machine.proc / "self" / "mountinfo").open("ab") as mounts:
+        mounts.write(b"36 35 98:0 / /mnt/M\xfcller rw - ext3 /dev/root rw\n")
+    counter = machine.write("unified/a/memory.events", events(3))
+
+    assert machine.found() == counter
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a Mac's file names are UTF-8")
+def test_a_group_whose_name_is_no_utf_8_counts_for_itself(machine: Machine) -> None:
+    machine.process("", V2)
+    (machine.proc / str(PID) / "cgroup").write_bytes(b"0::/M\xfcller\n")
+    counter = machine.write("unified/M\udcfcller/memory.events", events(3))
+
+    assert machine.found() == counter
+
+
+@pytest.mark.parametrize("line", ["0", "0:", "\n"])
+def test_a_line_that_names_no_group_counts_nothing(machine: Machine, line: str) -> None:
+    machine.process(line, V1 + V2)
+
+    assert machine.found() == machine.proc / "vmstat"
+
+
 def test_a_group_that_has_ended_counts_nothing(machine: Machine) -> None:
     machine.process("0::/a\n", V2)
     counter = machine.write("unified/a/memory.events", events(1))
