@@ -85,6 +85,7 @@ class Recovery(_Section, frozen=True):
     panic_hold_s: PositiveSeconds = 3600.0
     fruitless_resumes_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 3
     suspect_tokens: Annotated[int, Meta(ge=1, le=10_000)] = 8
+    suspect_memory_s: PositiveSeconds = 3600.0
     quarantine_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     reports_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     stranded_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5

@@ -59,7 +59,7 @@ class Casualties:
         closing: RpcError | None,
         now_s: float,
     ) -> Aftermath:
-        """Each of `lost`, which `life` had when it died, goes back to the queue or ends.
+        """Each of `lost`, which `life` had not answered, goes back to the queue or ends, if it has not ended yet.
 
         `another`: a worker of the model is there or on its way, whatever this death means; `restarts`: this death decides
         when the next one may be started, and counts in the budget and the breaker. `closing` is what requests
@@ -97,6 +97,8 @@ class Casualties:
         entry = self._poison.find(self._model, request.order)
         if entry is not None:
             self._witness.request_quarantined(entry)
+        if request.ended:
+            return
         self._book.fail(
             request,
             RpcError(

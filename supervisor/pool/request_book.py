@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.generation import Priority
+from mlxsup.protocol.generation import FinishReason, Priority
 from mlxsup.protocol.worker_link import Generate, Generated, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.pool.queue import RequestQueue
@@ -67,7 +67,7 @@ class RequestBook:
 
     def submit(self, request: GenerationRequest, now_s: float) -> None:
         """Raises RpcError OVERLOADED when nothing more may wait."""
-        if self._port is not None and not self._queue and self._may_start(request):
+        if self._port is not None and not self._queue and self._may_start(request, now_s):
             self._start(request, self._port, now_s)
         else:
             self._queue.put(request, self._retry_after_ms())
@@ -111,13 +111,16 @@ class RequestBook:
             return
         del self._flights[id]
         request = flight.request
-        if not request.ended:
-            if isinstance(answer, RpcError):
-                self.fail(request, answer)
-            else:
-                self._learn(request, now_s)
-                request.finish(answer, flight.generation, now_s)
-                self._note_end(request, None)
+        if request.ended:
+            self._poison.forget(request)
+        elif isinstance(answer, RpcError):
+            self.fail(request, answer)
+        else:
+            self._learn(request, now_s)
+            if answer.finish_reason is not FinishReason.CANCELLED:
+                self._poison.note_completed(request)
+            request.finish(answer, flight.generation, now_s)
+            self._note_end(request, None)
         self._fill(now_s)
 
     def gain_worker(self, port: Port, generation: int, now_s: float) -> None:
@@ -132,18 +135,18 @@ class RequestBook:
             self._port = None
 
     def lose_worker(self, port: Port, now_s: float) -> list[GenerationRequest]:
-        """What the worker had and nobody has ended: the caller ends each, or resumes it."""
+        """What the worker had not answered. The caller ends each that nobody has ended, or resumes it."""
         self.pause(port)
-        lost = []
+        unanswered = self.in_flight(port)
         for id, flight in list(self._flights.items()):
             if flight.port is not port:
                 continue
             del self._flights[id]
-            if flight.request.cancel_asked and not flight.request.ended:
+            if flight.request.ended:
+                self._poison.forget(flight.request)
+            elif flight.request.cancel_asked:
                 self._finish_cancelled(flight.request, now_s)
-            elif not flight.request.ended:
-                lost.append(flight.request)
-        return lost
+        return unanswered
 
     def resume(self, requests: list[GenerationRequest], now_s: float) -> None:
         """Back to the head of the queue, in their order; they go on from what was delivered."""
@@ -166,7 +169,7 @@ class RequestBook:
     def _fill(self, now_s: float) -> None:
         while self._port is not None:
             request = self._queue.peek()
-            if request is None or not self._may_start(request):
+            if request is None or not self._may_start(request, now_s):
                 return
             self._queue.pop()
             entry = self._poison.find(request.model, request.order)
@@ -176,11 +179,12 @@ class RequestBook:
                 # The same was sent twice, and the other one has been found out meanwhile.
                 self.fail(request, quarantined_error(entry))
 
-    def _may_start(self, request: GenerationRequest) -> bool:
+    def _may_start(self, request: GenerationRequest, now_s: float) -> bool:
         assert self._port is not None
         running = self.in_flight(self._port)
         if len(running) >= self._batch_sequences_max:
             return False
+        self._poison.note_start(request, now_s)
         if not self._poison.has_suspects:
             return True
         # A suspect is computed alone, and nobody joins one.
@@ -208,7 +212,9 @@ class RequestBook:
         self._note_end(request, None)
 
     def _note_end(self, request: GenerationRequest, error: RpcError | None) -> None:
-        self._poison.forget(request)
+        if request.id not in self._flights:
+            # Else the worker may yet die of it: until it has answered, the request is what it was.
+            self._poison.forget(request)
         self._on_end(request, error)
 
     def _learn(self, request: GenerationRequest, now_s: float) -> None:

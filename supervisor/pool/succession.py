@@ -221,7 +221,7 @@ class Succession:
         if ending.death is not None:
             error = self._after_death(life, ending, lost, now_s, was_current=was_current)
         else:
-            for request in lost:
+            for request in (request for request in lost if not request.ended):
                 self._book.fail(request, self.closing or stopped_error())
             self._after_end(ending, now_s, was_current=was_current)
             error = ending.refusal or self.closing or stopped_error()

@@ -18,7 +18,7 @@ from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
 class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
     """`wait_s` is None when no other worker is to be started; `reason` then says why, unless there is `another`.
 
-    Each lost request is in one list.
+    Each lost request is in one list, but for those that had ended before and are not quarantined.
     """
 
     verdict: Verdict
@@ -59,7 +59,7 @@ def decide_aftermath(
     ready_s: float | None,
     now_s: float,
 ) -> Aftermath:
-    """`lost` are the requests that the worker had; `why` is what the supervisor itself saw; `ready_s` when
+    """`lost` are the requests that the worker had not answered; `why` is what the supervisor itself saw; `ready_s` when
     the worker became ready, None if it did not. `policy` is None where this death asks for no restart.
 
     `another`: there is another worker of the model, or one is on its way, whatever this death means. A request that so
@@ -75,8 +75,8 @@ def decide_aftermath(
         signal=name,
     )
     wait_s = None if policy is None else _wait_s(policy, verdict, ready_s, now_s)
-    quarantined = poison.note_death(lost, verdict.name) if verdict.blames_request else []
-    survivors = [request for request in lost if request not in quarantined]
+    quarantined = poison.note_death(lost, verdict.name, now_s) if verdict.blames_request else []
+    survivors = [request for request in lost if not request.ended and request not in quarantined]
     resumable = another or wait_s is not None
     resumed = [
         request

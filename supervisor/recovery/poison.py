@@ -1,9 +1,11 @@
 """Finds the request that kills workers, and lets its neighbours live. Pure.
 
-Rule 1: only a death that a request can have caused makes suspects, of all that were in flight.
-Rule 2: while there are suspects, each is computed alone; it is cleared once it has got `clear_tokens` beyond where it
-was when its worker died, or has ended. Rule 3: who is in flight alone at a second such death, or was alone at both, is
-quarantined by the digest of what it asked for: the same request is refused from then on, whoever sends it.
+Rule 1: only a death that a request can have caused makes suspects, of all that the worker had not answered, also when
+nobody waited for them any more. Rule 2: while there are suspects, each is computed alone; it is cleared once it has got
+`clear_tokens` beyond where it was when its worker died, or is complete. Rule 3: who is in flight alone at a second such
+death, or was alone at both, is quarantined by the digest of what it asked for: the same request is refused from then
+on, whoever sends it. Rule 4: what is sent again within `memory_s` of such a death is the same suspect, so that neither
+an end in between nor another id hides it; once one of its kind is cleared, the digest is.
 """
 
 import hashlib
@@ -28,37 +30,76 @@ class QuarantinedRequest(msgspec.Struct, frozen=True, kw_only=True):
     death_class: str
 
 
+class _Sighting(msgspec.Struct, frozen=True):
+    """Of a digest: when it was last in flight at a death, and how many tokens it had got there at most."""
+
+    at_s: float
+    tokens: int
+
+
 class PoisonWatch:
-    """For one model. `quarantine_max` digests are remembered, the oldest go first; `known` are from earlier."""
+    """For one model. `known` are quarantined from earlier.
+
+    So many digests as `quarantine_max` are remembered of those that are quarantined, and as many for `memory_s` of those
+    that were in flight at a death; the oldest go first.
+    """
 
     def __init__(
-        self, clear_tokens: int, quarantine_max: int, known: Iterable[QuarantinedRequest] = ()
+        self,
+        clear_tokens: int,
+        quarantine_max: int,
+        memory_s: float,
+        known: Iterable[QuarantinedRequest] = (),
     ) -> None:
         self._clear_tokens = clear_tokens
         self._quarantine_max = quarantine_max
-        # Tokens that a suspect had when its worker died.
+        self._memory_s = memory_s
+        # By the request's id: tokens that it had when its worker died.
         self._suspects: dict[int, int] = {}
+        # Oldest first.
+        self._seen: OrderedDict[str, _Sighting] = OrderedDict()
+        # Of requests that have not ended: a long prompt is digested once.
+        self._digests: dict[int, str] = {}
         self._quarantined: OrderedDict[str, QuarantinedRequest] = OrderedDict()
         for entry in known:
             self.quarantine(entry)
 
-    def note_death(self, in_flight: list[GenerationRequest], death_class: str) -> list[GenerationRequest]:
-        """A death that a request can have caused. Gives those of `in_flight` that are quarantined now."""
-        guilty = [request for request in in_flight if len(in_flight) == 1 and request.id in self._suspects]
-        for request in guilty:
-            del self._suspects[request.id]
-            self.quarantine(
-                QuarantinedRequest(
-                    digest=request_digest(request.model, request.order),
-                    model=request.model,
-                    deaths=2,
-                    death_class=death_class,
+    def note_death(
+        self, in_flight: list[GenerationRequest], death_class: str, now_s: float
+    ) -> list[GenerationRequest]:
+        """A death that a request can have caused. Gives those of `in_flight` that are quarantined now.
+
+        `in_flight` are all that the worker had not answered; some of them may have ended.
+        """
+        self._forget_old(now_s)
+        if len(in_flight) == 1:
+            (request,) = in_flight
+            digest = self._digest(request)
+            if request.id in self._suspects or digest in self._seen:
+                self._clear(request)
+                self.quarantine(
+                    QuarantinedRequest(digest=digest, model=request.model, deaths=2, death_class=death_class)
                 )
-            )
+                return [request]
         for request in in_flight:
-            if request not in guilty:
+            self._remember(request, now_s)
+            if not request.ended:
                 self._suspects[request.id] = len(request.tokens)
-        return guilty
+        return []
+
+    def note_start(self, request: GenerationRequest, now_s: float) -> None:
+        """It is to be computed: a suspect if the same was in flight at a death, whoever sent it then."""
+        self._forget_old(now_s)
+        if not self._seen or request.id in self._suspects:
+            return
+        sighting = self._seen.get(self._digest(request))
+        if sighting is not None:
+            # As far as the one before: what kills late would be cleared again and again.
+            self._suspects[request.id] = sighting.tokens
+
+    def note_completed(self, request: GenerationRequest) -> None:
+        """It has got all that it asked for, and its worker lives."""
+        self._clear(request)
 
     def quarantine(self, entry: QuarantinedRequest) -> None:
         self._quarantined[entry.digest] = entry
@@ -66,7 +107,8 @@ class PoisonWatch:
             self._quarantined.popitem(last=False)
 
     def release(self, model: str) -> set[str]:
-        """Let the model's quarantined requests try again; their digests."""
+        """Let the model's quarantined requests try again, and suspect nothing that is sent; their digests."""
+        self._seen.clear()
         released = {entry.digest for entry in self._quarantined.values() if entry.model == model}
         for digest in released:
             del self._quarantined[digest]
@@ -90,14 +132,40 @@ class PoisonWatch:
         at_death = self._suspects.get(request.id)
         if at_death is None:
             return False
-        if request.ended or len(request.tokens) >= at_death + self._clear_tokens:
-            del self._suspects[request.id]
+        if len(request.tokens) >= at_death + self._clear_tokens:
+            self._clear(request)
             return False
         return True
 
     def forget(self, request: GenerationRequest) -> None:
-        """It has ended."""
+        """It has ended, and no worker has it any more. What it asked for may still be suspicious."""
         self._suspects.pop(request.id, None)
+        self._digests.pop(request.id, None)
+
+    def _clear(self, request: GenerationRequest) -> None:
+        self._suspects.pop(request.id, None)
+        if self._seen:
+            self._seen.pop(self._digest(request), None)
+
+    def _remember(self, request: GenerationRequest, now_s: float) -> None:
+        digest = self._digest(request)
+        before = self._seen.pop(digest, None)
+        tokens = len(request.tokens)
+        self._seen[digest] = _Sighting(now_s, tokens if before is None else max(tokens, before.tokens))
+        while len(self._seen) > self._quarantine_max:
+            self._seen.popitem(last=False)
+
+    def _forget_old(self, now_s: float) -> None:
+        while self._seen and now_s - next(iter(self._seen.values())).at_s > self._memory_s:
+            self._seen.popitem(last=False)
+
+    def _digest(self, request: GenerationRequest) -> str:
+        digest = self._digests.get(request.id)
+        if digest is None:
+            digest = request_digest(request.model, request.order)
+            if not request.ended:
+                self._digests[request.id] = digest
+        return digest
 
 
 def quarantined_error(entry: QuarantinedRequest) -> RpcError:

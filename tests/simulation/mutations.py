@@ -108,7 +108,7 @@ def _one_more_waits(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _all_who_were_there(_: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda _watch, in_flight, _name: list(in_flight)
+    return lambda _watch, in_flight, *_: list(in_flight)
 
 
 def _always_once_more(right: Callable[..., Any]) -> Callable[..., Any]:

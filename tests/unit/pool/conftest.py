@@ -129,7 +129,9 @@ async def open_stage(
                 events,
                 witness=notes,
                 machine=CircuitBreaker(breaker_limits(recovery)),
-                poison=PoisonWatch(recovery.suspect_tokens, recovery.quarantine_max),
+                poison=PoisonWatch(
+                    recovery.suspect_tokens, recovery.quarantine_max, recovery.suspect_memory_s
+                ),
                 rng=random.Random(SEED),
             )
             nursery.start_soon(runner.run)

@@ -35,7 +35,7 @@ def make_book(ends: list[int] | None = None, poison: PoisonWatch | None = None) 
     return RequestBook(
         batch_sequences_max=BATCH,
         queue_requests_max=QUEUE,
-        poison=poison or PoisonWatch(8, 10),
+        poison=poison or PoisonWatch(8, 10, 3600.0),
         on_end=lambda request, _: None if ends is None else ends.append(request.id),
     )
 
@@ -100,12 +100,12 @@ def test_a_refusal_of_the_worker_is_the_requests_end() -> None:
 
 
 def test_a_suspect_waits_for_an_empty_batch_and_then_nobody_joins_it() -> None:
-    poison = PoisonWatch(8, 10)
+    poison = PoisonWatch(8, 10, 3600.0)
     book, port = make_book(poison=poison), Port()
     runs, suspect, later = (request_of(CollectingSink()) for _ in range(3))
     book.gain_worker(port, 1, 0.0)
     book.submit(runs, 0.0)
-    poison.note_death([suspect], "aborted")
+    poison.note_death([suspect], "aborted", 0.0)
     book.submit(suspect, 0.0)
     book.submit(later, 0.0)
     assert book.in_flight(port) == [runs]
@@ -124,7 +124,7 @@ class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.ends: list[int] = []
-        self.poison = PoisonWatch(2, 100)
+        self.poison = PoisonWatch(2, 100, 3600.0)
         self.book = make_book(self.ends, self.poison)
         self.ports: list[Port] = []
         self.serving: Port | None = None
@@ -155,8 +155,9 @@ class Life(RuleBasedStateMachine):
         port = self.ports.pop(data.draw(st.integers(0, len(self.ports) - 1)))
         if port is self.serving:
             self.serving = None
-        lost = self.book.lose_worker(port, 0.0)
-        guilty = self.poison.note_death(lost, "aborted") if crash else []
+        unanswered = self.book.lose_worker(port, 0.0)
+        guilty = self.poison.note_death(unanswered, "aborted", 0.0) if crash else []
+        lost = [request for request in unanswered if not request.ended]
         for request in lost:
             if fail or request in guilty:
                 self.book.fail(request, RpcError(ErrorKind.WORKER_DIED, "x"))

@@ -33,7 +33,7 @@ def make(*resume: bool) -> list[GenerationRequest]:
 
 class Scene:
     def __init__(self, restarts_max: int = 5) -> None:
-        self.poison = PoisonWatch(8, 10)
+        self.poison = PoisonWatch(8, 10, 3600.0)
         limits = RestartLimits(
             backoff_base_s=1.0, backoff_max_s=60.0, healthy_s=600.0, restarts_max=restarts_max, window_s=300.0
         )

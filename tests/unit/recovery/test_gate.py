@@ -17,7 +17,7 @@ DIED = RpcError(ErrorKind.WORKER_DIED, "x")
 class Scene:
     def __init__(self) -> None:
         self.machine = CircuitBreaker(LIMITS)
-        self.poison = PoisonWatch(8, 100)
+        self.poison = PoisonWatch(8, 100, 3600.0)
         self.gate = Gate(CircuitBreaker(LIMITS), self.machine, self.poison)
         self.other = Gate(CircuitBreaker(LIMITS), self.machine, self.poison)
 

@@ -14,6 +14,7 @@ from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.requests import GREEDY, make_request
 
 CLEAR = 8
+MEMORY_S = 3600.0
 
 
 def requests() -> Iterator[GenerationRequest]:
@@ -24,7 +25,7 @@ def requests() -> Iterator[GenerationRequest]:
 
 
 def watch(quarantine_max: int = 100) -> PoisonWatch:
-    return PoisonWatch(CLEAR, quarantine_max)
+    return PoisonWatch(CLEAR, quarantine_max, MEMORY_S)
 
 
 def entry(digest: str) -> QuarantinedRequest:
@@ -35,7 +36,7 @@ def test_a_first_death_makes_suspects_of_all_and_quarantines_nobody() -> None:
     poison = watch()
     a, b, elsewhere = (r for r, _ in zip(requests(), range(3), strict=False))
 
-    assert poison.note_death([a, b], "aborted") == []
+    assert poison.note_death([a, b], "aborted", 0.0) == []
     assert poison.is_suspect(a)
     assert poison.is_suspect(b)
     assert not poison.is_suspect(elsewhere)
@@ -45,9 +46,9 @@ def test_a_first_death_makes_suspects_of_all_and_quarantines_nobody() -> None:
 def test_a_suspect_that_is_alone_at_a_second_death_is_refused_from_then_on() -> None:
     poison = watch()
     a, b = (r for r, _ in zip(requests(), range(2), strict=False))
-    poison.note_death([a, b], "aborted")
+    poison.note_death([a, b], "aborted", 0.0)
 
-    assert poison.note_death([a], "segmentation_fault") == [a]
+    assert poison.note_death([a], "segmentation_fault", 0.0) == [a]
     found = poison.find("m", a.order)
     assert found is not None
     assert (found.deaths, found.death_class, found.model) == (2, "segmentation_fault", "m")
@@ -60,8 +61,8 @@ def test_a_suspect_that_is_alone_at_a_second_death_is_refused_from_then_on() -> 
 def test_released_requests_of_one_model_may_try_again_and_others_may_not() -> None:
     poison = watch()
     request = next(requests())
-    poison.note_death([request], "aborted")
-    poison.note_death([request], "aborted")
+    poison.note_death([request], "aborted", 0.0)
+    poison.note_death([request], "aborted", 0.0)
     poison.quarantine(replace(entry("of another"), model="other"))
 
     assert poison.release("m") == {request_digest("m", request.order)}
@@ -73,16 +74,16 @@ def test_alone_once_is_not_enough() -> None:
     poison = watch()
     (a,) = (r for r, _ in zip(requests(), range(1), strict=False))
 
-    assert poison.note_death([a], "aborted") == []
-    assert poison.note_death([a], "aborted") == [a]
+    assert poison.note_death([a], "aborted", 0.0) == []
+    assert poison.note_death([a], "aborted", 0.0) == [a]
 
 
 def test_two_at_a_second_death_are_both_only_suspects() -> None:
     poison = watch()
     a, b = (r for r, _ in zip(requests(), range(2), strict=False))
-    poison.note_death([a, b], "aborted")
+    poison.note_death([a, b], "aborted", 0.0)
 
-    assert poison.note_death([a, b], "aborted") == []
+    assert poison.note_death([a, b], "aborted", 0.0) == []
     assert poison.listed() == []
 
 
@@ -90,32 +91,149 @@ def test_a_suspect_that_gets_on_from_where_it_was_is_cleared() -> None:
     poison = watch()
     (a,) = (r for r, _ in zip(requests(), range(1), strict=False))
     a.deliver("", [1] * 20, 0.0)
-    poison.note_death([a], "aborted")
+    poison.note_death([a], "aborted", 0.0)
     a.deliver("", [1] * (CLEAR - 1), 0.0)
     assert poison.is_suspect(a)
     a.deliver("", [1], 0.0)
     assert not poison.is_suspect(a)
     assert not poison.has_suspects
-    assert poison.note_death([a], "aborted") == []
+    assert poison.note_death([a], "aborted", 0.0) == []
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_suspect_that_ends_is_no_longer_one(told: bool) -> None:
+def test_a_suspect_that_has_ended_is_one_until_no_worker_has_it() -> None:
     poison = watch()
-    (a,) = (r for r, _ in zip(requests(), range(1), strict=False))
-    poison.note_death([a], "aborted")
+    a = next(requests())
+    poison.note_death([a], "aborted", 0.0)
     a.fail(RpcError(ErrorKind.DEADLINE_EXCEEDED, "x"))
-    if told:
-        poison.forget(a)
-    else:
-        assert not poison.is_suspect(a)
+    assert poison.is_suspect(a)
+    poison.forget(a)
 
+    assert not poison.is_suspect(a)
     assert not poison.has_suspects
+
+
+def again(request: GenerationRequest) -> GenerationRequest:
+    """The same, sent again."""
+    return make_request(CollectingSink(), prompt=request.order.prompt or "", tokens=1000, now_s=0.0)
+
+
+def started(poison: PoisonWatch, request: GenerationRequest, now_s: float = 0.0) -> GenerationRequest:
+    poison.note_start(request, now_s)
+    return request
+
+
+def ended(poison: PoisonWatch, request: GenerationRequest) -> GenerationRequest:
+    request.fail(RpcError(ErrorKind.WORKER_DIED, "x"))
+    poison.forget(request)
+    return request
+
+
+def test_what_is_sent_again_after_a_death_is_a_suspect_and_refused_when_it_is_alone_at_the_next() -> None:
+    poison = watch()
+    a, b = (r for r, _ in zip(requests(), range(2), strict=False))
+    poison.note_death([a, b], "aborted", 0.0)
+    ended(poison, a)
+    ended(poison, b)
+    second = started(poison, again(a))
+    assert poison.is_suspect(second)
+
+    assert poison.note_death([second], "aborted", 1.0) == [second]
+    assert poison.find("m", again(a).order) is not None
+    assert poison.find("m", b.order) is None
+
+
+def test_a_request_that_had_ended_before_its_worker_died_is_found_as_one_that_had_not() -> None:
+    poison = watch()
+    first = ended(poison, next(requests()))
+    assert poison.note_death([first], "hung", 0.0) == []
+    second = ended(poison, started(poison, again(first)))
+
+    assert poison.note_death([second], "hung", 1.0) == [second]
+    assert not poison.has_suspects
+
+
+def test_in_company_no_number_of_deaths_makes_anybody_guilty() -> None:
+    poison = watch()
+    probe, other = (r for r, _ in zip(requests(), range(2), strict=False))
+    for _ in range(20):
+        copies = [started(poison, again(probe)) for _ in range(2)]
+        assert poison.note_death([*copies, again(other)], "aborted", 0.0) == []
+        for copy in copies:
+            ended(poison, copy)
+
+    assert poison.listed() == []
+
+
+@pytest.mark.parametrize("completes", [True, False])
+def test_once_one_is_cleared_the_same_is_no_suspect_when_it_is_sent_again(completes: bool) -> None:
+    poison = watch()
+    a = next(requests())
+    poison.note_death([a], "aborted", 0.0)
+    ended(poison, a)
+    second = started(poison, again(a))
+    if completes:
+        poison.note_completed(second)
+    else:
+        second.deliver("", [1] * CLEAR, 0.0)
+    assert not poison.is_suspect(second)
+    third = started(poison, again(a))
+
+    assert not poison.is_suspect(third)
+    assert poison.note_death([third], "aborted", 1.0) == []
+
+
+def test_what_killed_late_is_a_suspect_until_it_is_past_that_place() -> None:
+    poison = watch()
+    a = next(requests())
+    a.deliver("", [1] * 100, 0.0)
+    poison.note_death([a], "aborted", 0.0)
+    ended(poison, a)
+    second = started(poison, again(a))
+    second.deliver("", [1] * (99 + CLEAR), 0.0)
+    assert poison.is_suspect(second)
+    second.deliver("", [1], 0.0)
+
+    assert not poison.is_suspect(second)
+
+
+def test_a_death_that_is_long_past_is_held_against_nobody() -> None:
+    poison = watch()
+    a = next(requests())
+    poison.note_death([a], "aborted", 0.0)
+    ended(poison, a)
+
+    assert poison.is_suspect(started(poison, again(a), MEMORY_S))
+    assert not poison.is_suspect(late := started(poison, again(a), MEMORY_S + 1.0))
+    assert poison.note_death([late], "aborted", MEMORY_S + 1.0) == []
+
+
+def test_only_so_many_are_remembered_the_newest() -> None:
+    poison = watch(quarantine_max=2)
+    oldest, *newer = (r for r, _ in zip(requests(), range(3), strict=False))
+    for number, request in enumerate([oldest, *newer]):
+        poison.note_death([request], "aborted", float(number))
+        ended(poison, request)
+
+    assert [poison.is_suspect(started(poison, again(r), 3.0)) for r in (oldest, *newer)] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def test_released_by_hand_nothing_that_is_sent_is_a_suspect() -> None:
+    poison = watch()
+    a = next(requests())
+    poison.note_death([a], "aborted", 0.0)
+    ended(poison, a)
+    poison.release("m")
+
+    assert not poison.is_suspect(started(poison, again(a)))
 
 
 @given(st.lists(st.integers(0, 20)), st.integers(1, 5))
 def test_the_oldest_entries_go_when_there_are_too_many(numbers: list[int], quarantine_max: int) -> None:
-    poison = PoisonWatch(CLEAR, quarantine_max, [entry(str(number)) for number in numbers])
+    poison = PoisonWatch(CLEAR, quarantine_max, MEMORY_S, [entry(str(number)) for number in numbers])
 
     assert len(poison.listed()) == min(quarantine_max, len(set(numbers)))
     if numbers:
@@ -126,7 +244,7 @@ def test_what_was_known_before_is_refused_again() -> None:
     (a,) = (r for r, _ in zip(requests(), range(1), strict=False))
     known = entry(request_digest("m", a.order))
 
-    assert PoisonWatch(CLEAR, 10, [known]).find("m", a.order) == known
+    assert PoisonWatch(CLEAR, 10, MEMORY_S, [known]).find("m", a.order) == known
 
 
 def test_the_digest_is_of_what_was_asked_and_not_of_how_far_it_came() -> None:
