@@ -50,12 +50,15 @@ class ServerInfo(_Result, frozen=True):
 
 
 class ModelHealth(_Result, frozen=True):
+    """`ready`: a request would be answered now, or once the worker has loaded; `reason` says why not."""
+
     state: str
     reason: str | None
+    ready: bool
 
 
 class Health(_Result, frozen=True):
-    """`ready`: a request for some model would be answered now, or once its worker has loaded."""
+    """`ready`: at least one model is, and the supervisor is not shutting down."""
 
     live: bool
     ready: bool

@@ -174,11 +174,8 @@ class Service:
         )
 
     async def _health(self, _: service.NoParams, __: Caller) -> service.Health:
-        models = {}
-        for runner in self._pool.runners():
-            snapshot = runner.snapshot()
-            models[runner.name] = service.ModelHealth(state=snapshot.state.value, reason=snapshot.reason)
-        usable = any(health.state != WorkerState.FAILED for health in models.values())
+        models = {runner.name: _model_health(runner) for runner in self._pool.runners()}
+        usable = any(health.ready for health in models.values())
         return service.Health(live=True, ready=usable and not self.shutdown_asked.is_set(), models=models)
 
     async def _stats(self, _: service.NoParams, __: Caller) -> service.Stats:
@@ -277,6 +274,14 @@ class Service:
         runner = self._pool.runner(params.model)
         answer = await runner.call(worker_link.DETOKENIZE, question, worker_link.Detokenized)
         return service.DetokenizeResult(text=answer.text)
+
+
+def _model_health(runner: ModelRunner) -> service.ModelHealth:
+    snapshot = runner.snapshot()
+    refused = runner.gate.why_refused(trio.current_time())
+    down = snapshot.state in (WorkerState.FAILED, WorkerState.QUARANTINED)
+    reason = snapshot.reason or (refused.message if refused is not None else None)
+    return service.ModelHealth(state=snapshot.state.value, reason=reason, ready=not down and refused is None)
 
 
 def _report_load(caller: Caller) -> OnProgress:

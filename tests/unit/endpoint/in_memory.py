@@ -9,7 +9,7 @@ import msgspec
 import trio
 import trio.testing
 
-from mlxsup.config.schema import Config, Model, Server
+from mlxsup.config.schema import Config, Model, Recovery, Server
 from mlxsup.protocol.framing import LINES, Frame, Framing
 from mlxsup.supervisor.endpoint.connection import Connection
 from mlxsup.supervisor.events import EventBus
@@ -206,10 +206,18 @@ async def load(client: MemoryClient) -> None:
 
 @asynccontextmanager
 async def memory_supervisor(
-    *plans: Plan, server: Server | None = None, model: Model | None = None
+    *plans: Plan,
+    server: Server | None = None,
+    model: Model | None = None,
+    recovery: Recovery | None = None,
+    others: dict[str, Model] | None = None,
 ) -> AsyncIterator[MemorySupervisor]:
-    """With one model, `MODEL`, whose workers follow `plans`."""
-    config = Config(server=server or Server(), models={MODEL: model or Model()})
+    """With one model, `MODEL`, whose workers follow `plans`, and with `others`."""
+    config = Config(
+        server=server or Server(),
+        recovery=recovery or Recovery(),
+        models={MODEL: model or Model()} | (others or {}),
+    )
     events = EventBus()
     async with trio.open_nursery() as workers, trio.open_nursery() as nursery:
         shop = WorkerShop(workers, *plans)
