@@ -68,7 +68,7 @@ class ModelRunner:
         self._pinned = model.pin
         self._poison = poison
         policy = RestartPolicy(restart_limits(recovery), rng.uniform)
-        self.gate = Gate(CircuitBreaker(breaker_limits(recovery)), machine, poison)
+        self.gate = Gate(CircuitBreaker(breaker_limits(recovery)), machine, poison, recovery.suspect_tokens)
         self._book = RequestBook(
             batch_sequences_max=model.batch_sequences_max,
             queue_requests_max=model.queue_requests_max,

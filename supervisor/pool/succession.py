@@ -325,6 +325,7 @@ class Succession:
 
     def take_step(self, life: Life, step: link.Step) -> None:
         self._book.take_step(life, step, trio.current_time())
+        self._gate.note_step(trio.current_time())
 
     def take_answer(self, life: Life, id: int, answer: link.Generated | RpcError) -> None:
         self._book.take_answer(life, id, answer, trio.current_time())

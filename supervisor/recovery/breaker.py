@@ -37,9 +37,10 @@ class BreakerLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Admission(msgspec.Struct, frozen=True):
-    """What `admit` gave: hand it back to `settle` with how it went."""
+    """What `admit` gave: hand it back to `settle` with how it went. Others wait for a `probe` to be settled."""
 
     generation: int
+    probe: bool = False
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -82,7 +83,7 @@ class CircuitBreaker:
             if self._probing:
                 return Refusal(self._limits.open_s)
             self._probing = True
-        return Admission(self._generation)
+        return Admission(self._generation, self._probing)
 
     def settle(self, admission: Admission, *, fault: bool | None, now_s: float) -> None:
         """How an admitted one went; None for an end that says nothing, such as a cancel."""

@@ -19,15 +19,24 @@ class Pass(msgspec.Struct, frozen=True):
     machine: Admission
     model: Admission
 
+    @property
+    def probe(self) -> bool:
+        return self.machine.probe or self.model.probe
+
 
 class Gate:
-    """One for each model; `machine` is shared by all."""
+    """One for each model; `machine` is shared by all. A probe has gone well once it has got `probe_tokens`."""
 
-    def __init__(self, breaker: CircuitBreaker, machine: CircuitBreaker, poison: PoisonWatch) -> None:
+    def __init__(
+        self, breaker: CircuitBreaker, machine: CircuitBreaker, poison: PoisonWatch, probe_tokens: int
+    ) -> None:
         self.breaker = breaker
         self._machine = machine
         self._poison = poison
+        self._probe_tokens = probe_tokens
         self._admissions: dict[int, Pass] = {}
+        # Others are refused until they are settled.
+        self._probes: dict[int, GenerationRequest] = {}
         self._shut: RpcError | None = None
         self._shut_until_s = -math.inf
 
@@ -73,14 +82,27 @@ class Gate:
         if isinstance(model, Refusal):
             self._machine.settle(machine, fault=None, now_s=now_s)
             raise _circuit_open(_MODEL, model)
-        self._admissions[request.id] = Pass(machine, model)
+        admitted = Pass(machine, model)
+        self._admissions[request.id] = admitted
+        if admitted.probe:
+            self._probes[request.id] = request
+
+    def note_step(self, now_s: float) -> None:
+        """Requests have got tokens: a probe's end may be long in coming."""
+        for request in list(self._probes.values()):
+            if len(request.tokens) >= self._probe_tokens:
+                self._settle(request, fault=False, now_s=now_s)
 
     def left(self, request: GenerationRequest, error: RpcError | None, now_s: float) -> None:
+        # A death is counted once, by itself, however many requests end with it; other errors are the client's own.
+        fault = False if error is None and not request.cancel_asked else None
+        self._settle(request, fault=fault, now_s=now_s)
+
+    def _settle(self, request: GenerationRequest, *, fault: bool | None, now_s: float) -> None:
+        self._probes.pop(request.id, None)
         admitted = self._admissions.pop(request.id, None)
         if admitted is None:
             return
-        # A death is counted once, by itself, however many requests end with it; other errors are the client's own.
-        fault = False if error is None and not request.cancel_asked else None
         self.breaker.settle(admitted.model, fault=fault, now_s=now_s)
         self._machine.settle(admitted.machine, fault=fault, now_s=now_s)
 

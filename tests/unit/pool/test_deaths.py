@@ -346,6 +346,27 @@ async def test_garbage_from_a_worker_ends_it_and_what_it_had_goes_on(
     assert sink.text == full_text("p", 100)
 
 
+async def test_a_long_answer_as_the_first_after_an_open_breaker_keeps_nobody_waiting(
+    open_stage: OpenStage, autojump_clock: MockClock
+) -> None:
+    recovery = Recovery(breaker_deaths=3, breaker_open_s=10.0, restart_backoff_base_s=0.01)
+    async with open_stage(recovery=recovery) as stage:
+        await stage.runner.ensure_ready()
+        for deaths in range(3):
+            stage.worker.die(-9)
+            await stage.wait_entered("ready", deaths + 2)
+        await trio.sleep(15.0)
+        probe = CollectingSink()
+        stage.runner.submit(make_request(probe, tokens=6000))
+        await until(lambda: len(probe.pieces) >= recovery.suspect_tokens)
+        for _ in range(5):
+            stage.runner.submit(make_request(CollectingSink(), tokens=20))
+            await trio.sleep(1.0)
+
+        assert stage.runner.snapshot().breaker == "closed"
+        assert not probe.outcomes
+
+
 async def test_deaths_in_a_row_open_the_breaker_and_what_was_accepted_goes_on(
     autojump_clock: MockClock, open_stage: OpenStage
 ) -> None:

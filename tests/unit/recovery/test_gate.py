@@ -11,6 +11,7 @@ from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.requests import make_request
 
 LIMITS = BreakerLimits(consecutive_max=3)
+PROBE_TOKENS = 8
 DIED = RpcError(ErrorKind.WORKER_DIED, "x")
 
 
@@ -18,8 +19,8 @@ class Scene:
     def __init__(self) -> None:
         self.machine = CircuitBreaker(LIMITS)
         self.poison = PoisonWatch(8, 100, 3600.0)
-        self.gate = Gate(CircuitBreaker(LIMITS), self.machine, self.poison)
-        self.other = Gate(CircuitBreaker(LIMITS), self.machine, self.poison)
+        self.gate = Gate(CircuitBreaker(LIMITS), self.machine, self.poison, PROBE_TOKENS)
+        self.other = Gate(CircuitBreaker(LIMITS), self.machine, self.poison, PROBE_TOKENS)
 
     def enter(self, now_s: float = 0.0, gate: Gate | None = None) -> GenerationRequest:
         gate = gate or self.gate
@@ -97,6 +98,25 @@ def test_half_open_one_probe_is_let_through_until_it_has_ended() -> None:
     scene.gate.left(probe, None, 12.0)
 
     assert scene.gate.breaker_state(12.0) is BreakerState.CLOSED
+
+
+def test_half_open_a_probe_has_gone_well_with_its_first_tokens_and_counts_once() -> None:
+    scene = Scene()
+    scene.die(3, machine=True)
+    probe = scene.enter(10.0)
+    probe.deliver("", [1] * (PROBE_TOKENS - 1), 10.0)
+    scene.gate.note_step(10.0)
+    assert refusal(scene, 10.0).kind is ErrorKind.CIRCUIT_OPEN
+    probe.deliver("", [1], 10.0)
+    scene.gate.note_step(10.0)
+    second = scene.enter(10.0)
+    scene.gate.left(probe, None, 11.0)
+    assert scene.gate.breaker_state(11.0) is BreakerState.HALF_OPEN
+    second.deliver("", [1] * PROBE_TOKENS, 11.0)
+    scene.gate.note_step(11.0)
+
+    assert scene.gate.breaker_state(11.0) is BreakerState.CLOSED
+    assert scene.machine.state(11.0) is BreakerState.CLOSED
 
 
 def test_a_probe_that_is_refused_for_another_reason_lets_the_next_try() -> None:
