@@ -80,6 +80,8 @@ class Recovery(_Section, frozen=True):
     breaker_deaths: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
     breaker_open_s: PositiveSeconds = 10.0
     breaker_open_max_s: PositiveSeconds = 300.0
+    machine_deaths: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
+    machine_window_s: PositiveSeconds = 600.0
     panics_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
     panic_window_s: PositiveSeconds = 86400.0
     panic_hold_s: PositiveSeconds = 3600.0

@@ -24,7 +24,7 @@ from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.process import ChildProcess, Observer, resident_bytes, spawn_process
 from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.recovery.breaker import BreakerState, CircuitBreaker
-from mlxsup.supervisor.recovery.limits import breaker_limits
+from mlxsup.supervisor.recovery.limits import machine_limits
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
 
 
@@ -48,7 +48,7 @@ class Pool:
         self._events = events
         self._nursery = nursery
         self._witness = witness
-        self._machine = CircuitBreaker(breaker_limits(config.recovery))
+        self._machine = CircuitBreaker(machine_limits(config.recovery))
         self._quarantined = quarantined
         self._observer = Observer()
         self._hatchery = Hatchery(self._spawn, config.worker, nursery)

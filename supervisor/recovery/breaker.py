@@ -2,7 +2,7 @@
 
 Rule 1: everything that changes the state is in this file, and takes the time as an argument: there is no timer.
 Rule 2: CLOSED counts; `consecutive_max` faults in a row, or half of the last `sample` ends (at least `sample_min`),
-open it. Rule 3: OPEN refuses until its time is up, each time twice as long, then it is HALF_OPEN.
+open it; with a `window_s` it is `faults_max` faults within that time, however many good ends lie between. Rule 3: OPEN refuses until its time is up, each time twice as long, then it is HALF_OPEN.
 Rule 4: HALF_OPEN lets one probe through at a time; `successes` of them close it, one fault opens it again.
 Rule 5: each change of state begins a new generation; what was let through before it no longer counts.
 Rule 6: by hand it is FORCED_OPEN, which refuses all, or DISABLED, which counts nothing.
@@ -25,8 +25,10 @@ class BreakerState(StrEnum):
 
 
 class BreakerLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """`open_s` doubles with each opening in a row, up to `open_max_s`."""
+    """`open_s` doubles with each opening in a row, up to `open_max_s`. `faults_max` counts where there is a `window_s`."""
 
+    window_s: float | None = None
+    faults_max: int = 3
     consecutive_max: int = 3
     sample: int = 20
     sample_min: int = 5
@@ -56,6 +58,8 @@ class CircuitBreaker:
         self._generation = 0
         self._recent: deque[bool] = deque(maxlen=limits.sample)
         self._consecutive = 0
+        # When the faults within the window were.
+        self._faults_s: deque[float] = deque()
         self._opened_s = 0.0
         self._openings = 0
         self._open_for_s = 0.0
@@ -133,12 +137,24 @@ class CircuitBreaker:
             self.reset()
 
     def _count(self, fault: bool, now_s: float) -> None:
+        if self._limits.window_s is not None:
+            self._count_within(self._limits.window_s, fault, now_s)
+            return
         self._recent.append(fault)
         self._consecutive = self._consecutive + 1 if fault else 0
         faults = sum(self._recent)
         limits = self._limits
         too_many = len(self._recent) >= limits.sample_min and faults >= limits.fault_share * len(self._recent)
         if fault and (self._consecutive >= limits.consecutive_max or too_many):
+            self._open(now_s)
+
+    def _count_within(self, window_s: float, fault: bool, now_s: float) -> None:
+        if not fault:
+            return
+        self._faults_s.append(now_s)
+        while now_s - self._faults_s[0] > window_s:
+            self._faults_s.popleft()
+        if len(self._faults_s) >= self._limits.faults_max:
             self._open(now_s)
 
     def _open(self, now_s: float) -> None:
@@ -150,6 +166,7 @@ class CircuitBreaker:
         self._state = state
         self._generation += 1
         self._recent.clear()
+        self._faults_s.clear()
         self._consecutive = 0
         self._successes = 0
         self._probing = False

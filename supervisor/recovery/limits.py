@@ -19,10 +19,20 @@ def restart_limits(recovery: Recovery) -> RestartLimits:
 
 
 def breaker_limits(recovery: Recovery) -> BreakerLimits:
-    """Also the machine's: a share of faults says nothing there, since good ends are not counted."""
+    """A model's."""
     return BreakerLimits(
         consecutive_max=recovery.breaker_deaths,
         sample_min=max(5, recovery.breaker_deaths),
+        open_s=recovery.breaker_open_s,
+        open_max_s=recovery.breaker_open_max_s,
+    )
+
+
+def machine_limits(recovery: Recovery) -> BreakerLimits:
+    """Those of the breaker that all models share: what goes well between two faults of a machine does not mend it."""
+    return BreakerLimits(
+        window_s=recovery.machine_window_s,
+        faults_max=recovery.machine_deaths,
         open_s=recovery.breaker_open_s,
         open_max_s=recovery.breaker_open_max_s,
     )

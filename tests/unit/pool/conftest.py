@@ -19,7 +19,7 @@ from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.recovery.aftermath import Aftermath
 from mlxsup.supervisor.recovery.breaker import CircuitBreaker
 from mlxsup.supervisor.recovery.classify import Evidence
-from mlxsup.supervisor.recovery.limits import breaker_limits
+from mlxsup.supervisor.recovery.limits import machine_limits
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
 from tests.fakes.memory_worker import MemoryWorker, Plan, WorkerShop
 
@@ -128,7 +128,7 @@ async def open_stage(
                 ),
                 events,
                 witness=notes,
-                machine=CircuitBreaker(breaker_limits(recovery)),
+                machine=CircuitBreaker(machine_limits(recovery)),
                 poison=PoisonWatch(
                     recovery.suspect_tokens, recovery.quarantine_max, recovery.suspect_memory_s
                 ),

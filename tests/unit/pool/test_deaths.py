@@ -19,6 +19,7 @@ from tests.unit.pool.conftest import SEED, OpenStage, Stage, open_stage, until
 
 # Without a newline, as a process that is cut off leaves its last line.
 OUT_OF_MEMORY = b"RuntimeError: [METAL] Command buffer execution failed: Insufficient Memory (00000008:x)."
+VICTIM = b"[METAL] Command buffer execution failed: Discarded (victim of GPU error/recovery)\n"
 NO_LIMIT = Recovery(restarts_max=10**6, breaker_deaths=10**6)
 
 
@@ -344,6 +345,26 @@ async def test_garbage_from_a_worker_ends_it_and_what_it_had_goes_on(
     assert stage.classes == ["protocol_broken"]
     assert "broke the worker protocol" in stage.notes.deaths[0][2].reason
     assert sink.text == full_text("p", 100)
+
+
+async def test_faults_of_other_programs_refuse_for_a_while_though_requests_complete_between_them(
+    open_stage: OpenStage, autojump_clock: MockClock
+) -> None:
+    async with open_stage(recovery=Recovery(machine_deaths=3, machine_window_s=600.0)) as stage:
+        for deaths in range(3):
+            await stage.runner.ensure_ready()
+            for _ in range(10):
+                sink = CollectingSink()
+                stage.runner.submit(make_request(sink))
+                await until(lambda sink=sink: bool(sink.outcomes))  # type: ignore[misc]
+            await stage.worker.complaints.send_all(VICTIM)
+            stage.worker.die(-6)
+            await stage.wait_entered("backoff", deaths + 1)
+        with pytest.raises(RpcError, match="machine") as refused:
+            stage.runner.submit(make_request(CollectingSink()))
+
+        assert refused.value.kind is ErrorKind.CIRCUIT_OPEN
+        assert stage.classes == ["gpu_victim"] * 3
 
 
 async def test_a_long_answer_as_the_first_after_an_open_breaker_keeps_nobody_waiting(

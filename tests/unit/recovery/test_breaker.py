@@ -178,6 +178,29 @@ def test_forgiven_it_is_closed_as_new() -> None:
     assert refuse(breaker, 3000.0).retry_after_s == 10.0
 
 
+def test_by_a_window_so_many_faults_open_it_whatever_goes_well_between() -> None:
+    breaker = CircuitBreaker(BreakerLimits(window_s=600.0, faults_max=3))
+    for minute in range(3):
+        assert breaker.state(60.0 * minute) is BreakerState.CLOSED
+        settle(breaker, *[False] * 50, now_s=60.0 * minute)
+        breaker.note_fault(60.0 * minute)
+
+    assert breaker.state(120.0) is BreakerState.OPEN
+    settle(breaker, False, False, now_s=130.0)
+    assert breaker.state(130.0) is BreakerState.CLOSED
+    breaker.note_fault(130.0)
+    breaker.note_fault(130.0)
+    assert breaker.state(130.0) is BreakerState.CLOSED
+
+
+def test_by_a_window_faults_that_lie_further_apart_never_open_it() -> None:
+    breaker = CircuitBreaker(BreakerLimits(window_s=600.0, faults_max=3))
+    for number in range(100):
+        breaker.note_fault(301.0 * number)
+
+    assert breaker.state(301.0 * 99) is BreakerState.CLOSED
+
+
 class Against(RuleBasedStateMachine):
     """The model: a list of ends since the last change, and when it opened how often. No generations, no deque."""
 

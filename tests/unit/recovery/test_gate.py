@@ -11,13 +11,14 @@ from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.requests import make_request
 
 LIMITS = BreakerLimits(consecutive_max=3)
+MACHINE_LIMITS = BreakerLimits(window_s=600.0, faults_max=3)
 PROBE_TOKENS = 8
 DIED = RpcError(ErrorKind.WORKER_DIED, "x")
 
 
 class Scene:
     def __init__(self) -> None:
-        self.machine = CircuitBreaker(LIMITS)
+        self.machine = CircuitBreaker(MACHINE_LIMITS)
         self.poison = PoisonWatch(8, 100, 3600.0)
         self.gate = Gate(CircuitBreaker(LIMITS), self.machine, self.poison, PROBE_TOKENS)
         self.other = Gate(CircuitBreaker(LIMITS), self.machine, self.poison, PROBE_TOKENS)
@@ -143,6 +144,17 @@ def test_faults_beyond_one_worker_refuse_all_models() -> None:
 
     assert "machine" in refusal(scene, 0.0, scene.other).message
     assert scene.gate.breaker_state(0.0) is BreakerState.CLOSED
+
+
+def test_faults_of_the_machine_add_up_over_the_models_and_across_what_completes() -> None:
+    scene = Scene()
+    for gate in (scene.gate, scene.other, scene.gate):
+        for _ in range(20):
+            gate.left(scene.enter(gate=gate), None, 0.0)
+        gate.worker_died(counts=False, machine=True, now_s=0.0)
+
+    for gate in (scene.gate, scene.other):
+        assert "machine" in refusal(scene, 0.0, gate).message
 
 
 def test_deaths_of_one_model_concern_no_other() -> None:
