@@ -134,12 +134,16 @@ class Striker:
         old = await self._worker()
         spares = await self.wait_spare()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._recycle)
+            loads = trio.Event()
+            nursery.start_soon(self._recycle, loads)
             if episode.aim is Aim.DRAINING:
                 await self._replaced(old)
                 await self._at(scene.pace.drain_s, blow)
                 strike = await self._hit(blow, episode.aim, Target.OLD, old)
             else:
+                # Before, it would still be the spare that nobody misses.
+                with trio.fail_after(scene.pace.limit_s):
+                    await loads.wait()
                 await self._at(self._seen("loading", "ready", scene.pace.load_s), blow)
                 serving = await self._worker()
                 if episode.aim is Aim.SUCCESSOR:
@@ -151,13 +155,16 @@ class Striker:
                     )
             await self._ended(strike)
 
-    async def _recycle(self) -> None:
+    async def _recycle(self, loads: trio.Event) -> None:
+        """`loads` is set once the successor says that it does."""
         self.recycles += 1
+        params = {"model": self._scene.model}
         try:
-            await self._scene.client.call("model/recycle", {"model": self._scene.model})
+            await self._scene.client.call("model/recycle", params, on_progress=lambda _: loads.set())
         except RpcError:
             # The successor was struck: the caller is told, and nobody else notices.
             self.recycles_refused += 1
+        loads.set()
 
     async def _replaced(self, old: int) -> None:
         await self._worker(other_than=old)

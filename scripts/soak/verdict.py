@@ -270,7 +270,10 @@ def _where(strike: Strike) -> str:
         return "ending by itself"
     phase = strike.phase or "not told"
     who = " (successor)" if strike.target is Target.SUCCESSOR else ""
-    return f"ready: {strike.computing}" if phase == "ready" else phase + who
+    if phase != "ready":
+        return phase + who
+    # Between the strike and the death it became ready, and had no time to compute anything.
+    return f"ready: {strike.computing if strike.computing in ('idle', 'decode') else 'prefill'}"
 
 
 def _spans_table(figures: Figures) -> Table:
