@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +21,7 @@ from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.pool import Pool
-from mlxsup.supervisor.recovery.death_report import DeathBook
+from mlxsup.supervisor.recovery.death_report import DeathBook, DeathBookError
 from mlxsup.supervisor.recovery.panics import gpu_panics
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest
 from mlxsup.supervisor.recovery.recorder import DeathRecorder
@@ -131,7 +130,7 @@ async def _panicked(recovery: Recovery) -> bool:
 def _known_quarantined(book: DeathBook) -> list[QuarantinedRequest]:
     try:
         return book.read_quarantined()
-    except (OSError, sqlite3.Error) as error:
+    except DeathBookError as error:
         _log.error("cannot read what was quarantined before: %s", error)
         return []
 

@@ -17,6 +17,7 @@ from mlxsup.supervisor.cli.serve import start, stdio
 from mlxsup.supervisor.cli.setting import NOT_CONFIGURED, SettingError
 from mlxsup.supervisor.cli.status import status, stop
 from mlxsup.supervisor.endpoint.unix_server import SocketUnusableError
+from mlxsup.supervisor.recovery.death_report import DeathBookError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,7 +58,7 @@ def run_command() -> None:
     except SettingError as error:
         click.echo(f"mlxsup: {error}", err=True)
         sys.exit(NOT_CONFIGURED)
-    except (RpcError, SocketUnusableError, OutputLostError) as error:
+    except (RpcError, SocketUnusableError, OutputLostError, DeathBookError) as error:
         click.echo(f"mlxsup: {error}", err=True)
         sys.exit(1)
     except ConnectionLostError as error:

@@ -1,9 +1,11 @@
 """What is kept of a worker's death, and where: a report in SQLite, without a word of any prompt. Edge."""
 
+import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -16,6 +18,14 @@ CREATE TABLE IF NOT EXISTS deaths (id INTEGER PRIMARY KEY, at TEXT NOT NULL, mod
 CREATE TABLE IF NOT EXISTS quarantined (digest TEXT PRIMARY KEY, at TEXT NOT NULL, entry TEXT NOT NULL);
 """
 _BUSY_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+RowT = TypeVar("RowT", bound=msgspec.Struct)
+
+
+class DeathBookError(Exception):
+    """The book can't be read or written: a full or read-only disk, or a file that is no database any more."""
 
 
 class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +59,10 @@ class DeathReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeathBook:
-    """Reports, newest first, and quarantined requests; of each the oldest go beyond `reports_max`. Blocks on the disk."""
+    """Reports, newest first, and quarantined requests; of each the oldest go beyond `reports_max`. Blocks on the disk.
+
+    What another version wrote and this one can't read is left out. Every method raises DeathBookError.
+    """
 
     def __init__(self, path: Path, reports_max: int) -> None:
         self._path = path
@@ -68,9 +81,7 @@ class DeathBook:
 
     def read(self, model: str | None = None, limit: int = 20) -> list[DeathReport]:
         query = "SELECT report FROM deaths WHERE ? IS NULL OR model = ? ORDER BY id DESC LIMIT ?"
-        with self._open() as database:
-            rows = database.execute(query, (model, model, limit)).fetchall()
-        return [msgspec.json.decode(row[0], type=DeathReport) for row in rows]
+        return self._read(DeathReport, query, (model, model, limit))
 
     def write_quarantined(self, entry: QuarantinedRequest, at: str) -> None:
         with self._open() as database:
@@ -85,21 +96,39 @@ class DeathBook:
 
     def read_quarantined(self, model: str | None = None) -> list[QuarantinedRequest]:
         """Oldest first; of one model, or of all."""
-        with self._open() as database:
-            rows = database.execute("SELECT entry FROM quarantined ORDER BY at").fetchall()
-        entries = [msgspec.json.decode(row[0], type=QuarantinedRequest) for row in rows]
+        entries = self._read(QuarantinedRequest, "SELECT entry FROM quarantined ORDER BY at", ())
         return [entry for entry in entries if model in (None, entry.model)]
 
     def forget_quarantined(self, model: str | None = None) -> int:
-        """Let those of one model try again, or all; how many there were."""
+        """Let those of one model try again, or all, also those that can't be read; how many there were."""
         forgotten = [(entry.digest,) for entry in self.read_quarantined(model)]
         with self._open() as database:
+            if model is None:
+                return database.execute("DELETE FROM quarantined").rowcount
             database.executemany("DELETE FROM quarantined WHERE digest = ?", forgotten)
         return len(forgotten)
 
+    def _read(self, row_type: type[RowT], query: str, values: tuple[object, ...]) -> list[RowT]:
+        with self._open() as database:
+            rows = database.execute(query, values).fetchall()
+        known = []
+        for (text,) in rows:
+            try:
+                known.append(msgspec.json.decode(text, type=row_type))
+            except (msgspec.MsgspecError, UnicodeError) as error:
+                _log.warning("%s has an entry that this version can't read, left out: %s", self._path, error)
+        return known
+
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self._path, timeout=_BUSY_S)) as database, database:
-            database.executescript(_SCHEMA)
-            yield database
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self._path, timeout=_BUSY_S)) as database, database:
+                database.executescript(_SCHEMA)
+                yield database
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DeathBookError(
+                f"the death book {self._path} can't be used: {reason}; see that the disk has room and that the file and "
+                "its folder are yours to write, or move the file away: a new one is begun"
+            ) from error

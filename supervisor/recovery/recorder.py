@@ -1,7 +1,6 @@
 """Tells of deaths: an event at once, a report on disk a moment later. Task."""
 
 import logging
-import sqlite3
 from datetime import UTC, datetime
 
 import msgspec
@@ -11,7 +10,7 @@ from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.pool.life import Life
 from mlxsup.supervisor.recovery.aftermath import Aftermath
 from mlxsup.supervisor.recovery.classify import Evidence
-from mlxsup.supervisor.recovery.death_report import DeathBook, DeathReport, RequestShape
+from mlxsup.supervisor.recovery.death_report import DeathBook, DeathBookError, DeathReport, RequestShape
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest, request_digest
 from mlxsup.supervisor.recovery.redact import redact_stderr
 
@@ -39,7 +38,9 @@ class DeathRecorder:
         """Write what has happened, in order; until cancelled, and then what is left."""
         try:
             async for item in self._receive:
-                await self._write(item)
+                # Whoever took it out writes it.
+                with trio.CancelScope(shield=True):
+                    await self._write(item)
         finally:
             with trio.CancelScope(shield=True):
                 while True:
@@ -86,7 +87,8 @@ class DeathRecorder:
                 await trio.to_thread.run_sync(self._book.write_quarantined, item, _now())
             else:
                 await trio.to_thread.run_sync(self._book.forget_quarantined, item.model)
-        except (OSError, sqlite3.Error) as error:
+        except (DeathBookError, RuntimeError) as error:
+            # RuntimeError: there is no thread left to write in.
             _log.error("cannot keep a death report: %s", error)
 
 

@@ -75,6 +75,36 @@ async def test_what_is_left_at_the_end_is_written_and_a_burst_beyond_the_bound_i
     assert "one report is lost" in caplog.text
 
 
+async def test_what_happens_last_is_kept_when_the_end_comes_at_once(tmp_path: Path) -> None:
+    book = DeathBook(tmp_path / "deaths.sqlite", 10)
+    recorder = DeathRecorder(book, EventBus())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(recorder.run)
+        await trio.testing.wait_all_tasks_blocked()
+        recorder.request_quarantined(ENTRY)
+        nursery.cancel_scope.cancel()
+
+    assert book.read_quarantined() == [ENTRY]
+
+
+async def test_without_a_thread_to_write_in_a_report_is_lost_and_the_recorder_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    recorder = DeathRecorder(DeathBook(tmp_path / "deaths.sqlite", 10), EventBus())
+    monkeypatch.setattr(trio.to_thread, "run_sync", fail)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(recorder.run)
+        recorder.request_quarantined(ENTRY)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    assert "can't start new thread" in caplog.text
+
+
 async def test_what_is_forgiven_is_forgotten_on_disk_in_the_order_of_events(tmp_path: Path) -> None:
     book = DeathBook(tmp_path / "deaths.sqlite", 10)
     recorder = DeathRecorder(book, EventBus())

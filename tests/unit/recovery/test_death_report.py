@@ -2,12 +2,13 @@
 
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from mlxsup.supervisor.recovery.death_report import DeathBook, DeathReport, RequestShape
+from mlxsup.supervisor.recovery.death_report import DeathBook, DeathBookError, DeathReport, RequestShape
 from mlxsup.supervisor.recovery.memory_truth import MemorySample
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest
 
@@ -107,8 +108,33 @@ def test_another_book_on_the_same_file_reads_what_the_first_wrote(book: DeathBoo
     assert (other.read(), other.read_quarantined()) == ([report(1)], [entry("a")])
 
 
-def test_a_file_that_is_no_database_is_an_error_that_callers_expect(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_told_with_its_path_and_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "deaths.sqlite"
     path.write_text("no database, but long enough to be mistaken for one " * 10)
-    with pytest.raises(sqlite3.Error):
-        DeathBook(path, 3).write(report(1))
+    book = DeathBook(path, 3)
+    for use in (lambda: book.write(report(1)), book.read, book.read_quarantined, book.forget_quarantined):
+        with pytest.raises(DeathBookError, match=f"{path} .*not a database.*move the file away"):
+            use()
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DeathBookError, match=r"file/deaths\.sqlite can't be used: "):
+        DeathBook(tmp_path / "file" / "deaths.sqlite", 3).read()
+
+
+@pytest.mark.parametrize("entry_text", ['{"digest":"a"}', "[]", "no JSON", b"\xff"])
+def test_what_another_version_wrote_is_left_out_and_the_log_says_so(
+    book: DeathBook, tmp_path: Path, caplog: pytest.LogCaptureFixture, entry_text: str | bytes
+) -> None:
+    for number, digest in enumerate("ab"):
+        book.write(report(number))
+        book.write_quarantined(entry(digest), str(number))
+    with closing(sqlite3.connect(tmp_path / "state" / "deaths.sqlite")) as database, database:
+        database.execute("UPDATE quarantined SET entry = ? WHERE digest = 'a'", (entry_text,))
+        database.execute("UPDATE deaths SET report = ? WHERE id = 1", (entry_text,))
+
+    assert book.read() == [report(1)]
+    assert book.read_quarantined() == [entry("b")]
+    assert caplog.text.count("has an entry that this version can't read") == 2
+    assert book.forget_quarantined() == 2
