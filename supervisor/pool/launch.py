@@ -1,4 +1,4 @@
-"""How a worker is started: its command and its environment. Pure.
+"""How a worker is started: its command, its environment and its threads. Pure.
 
 The environment is an allow-list: what a worker does not need, tokens above all, it does not get.
 """
@@ -50,3 +50,12 @@ def worker_command(configured: tuple[str, ...]) -> list[str]:
 def worker_environment(own: Mapping[str, str], preload: Mapping[str, str]) -> dict[str, str]:
     """`own` is the supervisor's environment; `preload` what the CPU backend's BLAS needs."""
     return {name: value for name, value in own.items() if name in _PASSED} | _FIXED | dict(preload)
+
+
+def share_of_cores(cores: int, models: int) -> int:
+    """BLAS threads of each worker: one core is the supervisor's and its clients', the models share the others.
+
+    Threads that outnumber the free cores spin against each other and everything else. Whether the other models are loaded
+    does not count: a worker that goes on with another one's request has to add its sums in the same order.
+    """
+    return max(1, (cores - 1) // models)

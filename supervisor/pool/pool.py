@@ -18,7 +18,7 @@ from mlxsup.supervisor.models.names import Folder, Source, check_name, parse_sou
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.casualties import Witness
 from mlxsup.supervisor.pool.hatchery import Hatchery
-from mlxsup.supervisor.pool.launch import worker_command, worker_environment
+from mlxsup.supervisor.pool.launch import share_of_cores, worker_command, worker_environment
 from mlxsup.supervisor.pool.life import WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.process import ChildProcess, Observer, resident_bytes, spawn_process
@@ -175,16 +175,9 @@ class Pool:
 
     async def _spawn(self) -> ChildProcess:
         config = self._config.worker
-        preload = native.preload_environment(config.blas_threads or self._share_of_cores())
-        return await spawn_process(worker_command(config.command), worker_environment(os.environ, preload))
-
-    def _share_of_cores(self) -> int:
-        """BLAS threads that outnumber the free cores spin against each other and everything else.
-
-        So one core is left to the supervisor and its clients, and the workers share the others.
-        """
-        alive = sum(1 for runner in self._runners.values() if runner.snapshot().pid is not None)
-        return max(1, ((os.cpu_count() or 1) - 1) // (alive + 1))
+        threads = config.blas_threads or share_of_cores(os.cpu_count() or 1, len(self._config.models))
+        environment = worker_environment(os.environ, native.preload_environment(threads))
+        return await spawn_process(worker_command(config.command), environment)
 
 
 def _untouched(name: str, pulled: set[str]) -> ModelEntry:

@@ -1,6 +1,8 @@
 """Decisions that fit in a table: what a worker inherits, which states follow."""
 
-from mlxsup.supervisor.pool.launch import worker_command, worker_environment
+import pytest
+
+from mlxsup.supervisor.pool.launch import share_of_cores, worker_command, worker_environment
 from mlxsup.supervisor.pool.lifecycle import FOLLOWS, WorkerState
 from mlxsup.supervisor.pool.stderr_tail import StderrTail
 
@@ -31,6 +33,15 @@ def test_a_worker_inherits_no_secret_and_nothing_that_loads_code() -> None:
 def test_a_configured_command_replaces_our_own() -> None:
     assert worker_command(("nice", "worker")) == ["nice", "worker"]
     assert worker_command(())[1:] == ["-P", "-m", "mlxsup.worker"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "models", "threads"), [(1, 1, 1), (2, 1, 1), (8, 1, 7), (8, 2, 3), (8, 7, 1), (8, 20, 1)]
+)
+def test_a_worker_leaves_cores_to_the_supervisor_and_to_the_other_models(
+    cores: int, models: int, threads: int
+) -> None:
+    assert share_of_cores(cores, models) == threads
 
 
 def test_every_state_can_be_reached_and_left() -> None:
