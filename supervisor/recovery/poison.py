@@ -75,7 +75,8 @@ class PoisonWatch:
         if len(in_flight) == 1:
             (request,) = in_flight
             digest = self._digest(request)
-            if request.id in self._suspects or digest in self._seen:
+            # Clears one that has got on since: where nothing waits nobody has asked meanwhile.
+            if self.is_suspect(request) or digest in self._seen:
                 self._clear(request)
                 self.quarantine(
                     QuarantinedRequest(digest=digest, model=request.model, deaths=2, death_class=death_class)

@@ -100,6 +100,18 @@ def test_a_suspect_that_gets_on_from_where_it_was_is_cleared() -> None:
     assert poison.note_death([a], "aborted", 0.0) == []
 
 
+def test_a_lone_request_that_got_on_between_two_deaths_is_not_quarantined_although_nobody_asked_meanwhile() -> (
+    None
+):
+    poison = watch()
+    a = next(requests())
+    poison.note_death([a], "aborted", 0.0)
+    a.deliver("", [1] * CLEAR, 0.0)
+
+    assert poison.note_death([a], "aborted", 0.0) == []
+    assert poison.note_death([a], "aborted", 0.0) == [a]
+
+
 def test_a_suspect_that_has_ended_is_one_until_no_worker_has_it() -> None:
     poison = watch()
     a = next(requests())
