@@ -60,6 +60,7 @@ class Worker(_Section, frozen=True):
     spares: Annotated[int, Meta(ge=0, le=16)] = 1
     stderr_lines_max: Annotated[int, Meta(ge=1, le=100_000)] = 200
     stderr_line_bytes_max: Annotated[int, Meta(ge=80, le=1 * MIB)] = 4 * KIB
+    last_words_s: PositiveSeconds = 10.0
 
 
 class Recovery(_Section, frozen=True):

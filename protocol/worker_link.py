@@ -28,6 +28,10 @@ STEP = "step"
 HEARTBEAT = "heartbeat"
 
 
+# At the beginning of lines on stderr that tell of one request's failure, which the worker survived.
+REQUEST_MARK = "mlxsup: request: "
+
+
 class _Wire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     pass
 

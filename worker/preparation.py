@@ -45,7 +45,7 @@ class Preparation:
             except RpcError as error:
                 self._outbox.send(encode_error(command.id, error))
             except Exception:  # noqa: BLE001  (a tokenizer's or a template's own failure ends one request only)
-                traceback.print_exc(file=sys.stderr)
+                _print_failure()
                 failure = RpcError(
                     ErrorKind.INTERNAL, "cannot prepare this request: the model's tokenizer failed on it"
                 )
@@ -68,3 +68,10 @@ class Preparation:
             )
         self._outbox.send(answer)
         return None
+
+
+def _print_failure() -> None:
+    """The traceback, each line marked: it explains no death that may come later."""
+    lines = traceback.format_exc().splitlines()
+    sys.stderr.write("".join(f"{link.REQUEST_MARK}{line}\n" for line in lines))
+    sys.stderr.flush()

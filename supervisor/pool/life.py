@@ -322,6 +322,7 @@ class Life:
             # A process that the kernel holds for ever has no status; SIGKILL was sent.
             returncode=-9 if worker.returncode is None else worker.returncode,
             stderr=worker.stderr.lines,
+            old_lines=worker.old_stderr_lines,
             phase=phase.value,
             stalled=self._stall is not None,
             broke_protocol=worker.fault is not None,

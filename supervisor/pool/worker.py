@@ -10,6 +10,7 @@ Mac a hard kill can strand wired memory until a reboot, so it is last.
 """
 
 import logging
+import math
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -84,6 +85,7 @@ class Worker:
         self.at_work = trio.Event()
         self.fault: str | None = None
         self.stderr = StderrTail(config.stderr_lines_max, config.stderr_line_bytes_max)
+        self._died_s = math.inf
         self.origin: Origin | None = None
         self.killed_for_memory: bool | None = None
         self._oom = OomEvidence(process.oom_kills())
@@ -97,6 +99,11 @@ class Worker:
     @property
     def returncode(self) -> int | None:
         return self._process.returncode
+
+    @property
+    def old_stderr_lines(self) -> int:
+        """So many of the first lines of its stderr came too long before its end to say anything of it."""
+        return self.stderr.count_before(self._died_s - self._config.last_words_s)
 
     def adopt(self, handlers: Handlers) -> None:
         """From now on what it says goes here."""
@@ -233,6 +240,7 @@ class Worker:
                 nursery.start_soon(self._drain_stderr)
                 nursery.start_soon(self._read)
                 await self._process.wait()
+                self._died_s = trio.current_time()
                 self.killed_for_memory = self._oom.rose(self._process.oom_kills())
                 # What it forked ends with it.
                 self._process.signal_group(signal.SIGKILL)
@@ -337,7 +345,7 @@ class Worker:
         stderr = self._process.stderr
         try:
             while chunk := await stderr.receive_some(_READ_BYTES):
-                for line in self.stderr.feed(bytes(chunk)):
+                for line in self.stderr.feed(bytes(chunk), trio.current_time()):
                     _log.debug("worker %d: %s", self.pid, line)
                     self._look_for_origin(line)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -9,13 +9,15 @@ import signal
 import msgspec
 
 from mlxsup.protocol.exit_codes import ExitCode
+from mlxsup.protocol.worker_link import REQUEST_MARK
 from mlxsup.supervisor.recovery import verdicts
 from mlxsup.supervisor.recovery.signal_origin import Origin
 from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """`returncode` is negative for a signal. `stalled`: the watchdog ended it; `broke_protocol`: we did, for what it sent.
+    """`returncode` is negative for a signal; so many of the first lines of `stderr` as `old_lines` have nothing to do with
+    it. `stalled`: the watchdog ended it; `broke_protocol`: we did, for what it sent.
 
     `origin` is where the last signal came from that it told of, and `killed_for_memory` whether the kernel ended a process
     for want of memory, where the worker ran, when it died: None where nothing is known.
@@ -24,6 +26,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     returncode: int
     stderr: tuple[str, ...]
     phase: str
+    old_lines: int = 0
     stalled: bool = False
     broke_protocol: bool = False
     origin: Origin | None = None
@@ -50,7 +53,7 @@ def classify(evidence: Evidence) -> Verdict:
     if name == "SIGKILL" and evidence.killed_for_memory is not None:
         return verdicts.KILLED_OUT_OF_MEMORY if evidence.killed_for_memory else verdicts.KILLED_BY_SOMEBODY
     if name in _TEXT_SIGNALS or returncode in _TEXT_STATUSES:
-        found = _by_text(evidence.stderr)
+        found = _by_text(evidence.stderr[evidence.old_lines :])
         if found is not None:
             return found
     if name is not None:
@@ -90,8 +93,13 @@ def _own_returncode(evidence: Evidence) -> int:
 
 
 def _by_text(lines: tuple[str, ...]) -> Verdict | None:
-    """The newest line that says something decides; a traceback's last line comes after all others."""
+    """The newest line that says something decides; a traceback's last line comes after all others.
+
+    What is marked tells of one request that failed, and the worker went on.
+    """
     for line in reversed(lines):
+        if line.startswith(REQUEST_MARK):
+            continue
         for pattern, verdict in verdicts.TEXTS:
             if pattern.search(line):
                 return verdict

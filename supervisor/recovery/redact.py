@@ -8,6 +8,8 @@ becomes its length.
 import builtins
 import re
 
+from mlxsup.protocol.worker_link import REQUEST_MARK
+
 _CODES = "Timeout|Hang|SubmissionsIgnored|InnocentVictim|OutOfMemory|InvalidResource|PageFault|ImpactingInteractivity"
 # What MLX, the driver and the C++ runtimes write, to the letter.
 _PHRASES = re.compile(
@@ -59,6 +61,11 @@ def redact_stderr(lines: tuple[str, ...]) -> list[str]:
 
 
 def _redact(line: str) -> str:
+    own = line.removeprefix(REQUEST_MARK)
+    return (REQUEST_MARK if own != line else "") + _redact_words(own)
+
+
+def _redact_words(line: str) -> str:
     if match := _FRAME.match(line):
         return f'File "{match[1]}", line {match[2]}'
     known = _PHRASES.findall(line)

@@ -347,6 +347,21 @@ async def test_garbage_from_a_worker_ends_it_and_what_it_had_goes_on(
     assert sink.text == full_text("p", 100)
 
 
+@pytest.mark.parametrize(("silence_s", "seen"), [(9.0, "gpu_out_of_memory"), (11.0, "aborted")])
+async def test_what_a_worker_wrote_long_before_its_death_does_not_explain_it(
+    open_stage: OpenStage, silence_s: float, seen: str, autojump_clock: MockClock
+) -> None:
+    async with open_stage() as stage:
+        await stage.runner.ensure_ready()
+        await stage.worker.complaints.send_all(OUT_OF_MEMORY)
+        await trio.sleep(silence_s)
+        stage.worker.die(-6)
+        await stage.wait_entered("backoff")
+
+        assert stage.classes == [seen]
+        assert stage.notes.deaths[0][1].stderr == (OUT_OF_MEMORY.decode(),)
+
+
 async def test_faults_of_other_programs_refuse_for_a_while_though_requests_complete_between_them(
     open_stage: OpenStage, autojump_clock: MockClock
 ) -> None:

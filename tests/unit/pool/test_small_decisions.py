@@ -61,14 +61,27 @@ def test_a_worker_that_died_has_been_stopped_first_and_the_next_begins_anew() ->
 def test_the_tail_of_stderr_is_bounded_in_lines_and_in_bytes() -> None:
     tail = StderrTail(lines_max=3, line_bytes_max=5)
     completed = (
-        tail.feed(b"one\ntwo\nabcdefghi") + tail.feed(b"jkl\nthree\n") + tail.feed(b"x" * 100) + tail.finish()
+        tail.feed(b"one\ntwo\nabcdefghi", 0.0)
+        + tail.feed(b"jkl\nthree\n", 0.0)
+        + tail.feed(b"x" * 100, 0.0)
+        + tail.finish()
     )
 
     assert completed == ["one", "two", "abcde", "three", "xxxxx"]
     assert tail.lines == ("abcde", "three", "xxxxx")
 
 
+def test_lines_of_stderr_are_as_old_as_their_last_byte() -> None:
+    tail = StderrTail(lines_max=3, line_bytes_max=50)
+    tail.feed(b"gone\none\ntw", 1.0)
+    tail.feed(b"o\nopen", 2.0)
+    tail.finish()
+
+    assert tail.lines == ("one", "two", "open")
+    assert [tail.count_before(moment_s) for moment_s in (1.0, 1.5, 2.0, 2.5)] == [0, 1, 1, 3]
+
+
 def test_bytes_of_stderr_that_are_no_text_are_kept_as_replacement_characters() -> None:
     tail = StderrTail(lines_max=3, line_bytes_max=50)
 
-    assert tail.feed(b"\xff\xfe\r\n") == ["\ufffd\ufffd"]
+    assert tail.feed(b"\xff\xfe\r\n", 0.0) == ["\ufffd\ufffd"]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxsup.protocol.exit_codes import ExitCode
+from mlxsup.protocol.worker_link import REQUEST_MARK
 from mlxsup.supervisor.recovery.classify import Evidence, classify, origin_of_end, signal_name
 from mlxsup.supervisor.recovery.signal_origin import Origin
 from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
@@ -106,6 +107,16 @@ FORMS: dict[str, Callable[[str], tuple[int, tuple[str, ...]]]] = {
 
 def died(returncode: int, *stderr: str, **seen: Any) -> Verdict:
     return classify(Evidence(returncode=returncode, stderr=stderr, phase="ready", **seen))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("returncode", [-6, -11, 70])
+def test_what_was_written_long_before_or_of_one_request_explains_no_death(returncode: int, text: str) -> None:
+    bare = died(returncode)
+
+    assert died(returncode, text, "later", old_lines=1) == bare
+    assert died(returncode, f"{REQUEST_MARK}{text}") == bare
+    assert died(returncode, "before", text, old_lines=1).name == TEXTS[text]
 
 
 def sent(number: int, sender_pid: int | None = 1234) -> Origin:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from mlxsup.protocol.worker_link import REQUEST_MARK
 from mlxsup.supervisor.recovery.redact import _CLASSES, redact_stderr
 from tests.unit.recovery.test_classify import ABORTS, FORMS, TEXTS, died
 
@@ -110,6 +111,15 @@ def test_who_sent_a_signal_is_kept_without_the_key_to_say_so(said: str) -> None:
 
     assert kept.startswith(f"mlxsup: signal 11 {said} … ")
     assert "0123456789abcdef" not in kept
+
+
+def test_the_mark_of_a_requests_own_failure_is_kept_and_hides_no_word() -> None:
+    frame = '  File "/x/site-packages/jinja2/runtime.py", line 12, in call'
+    kept = redact_stderr((f"{REQUEST_MARK}{frame}", f"{REQUEST_MARK}{REQUEST_MARK}{SECRET}"))
+
+    assert kept[0].startswith(f"{REQUEST_MARK}File ")
+    assert kept[1].startswith(REQUEST_MARK)
+    assert SECRET not in kept[1]
 
 
 def test_a_stack_keeps_where_it_was_and_loses_whose_it_was() -> None:

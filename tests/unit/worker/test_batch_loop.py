@@ -11,7 +11,16 @@ import pytest
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.exit_codes import ExitCode
 from mlxsup.protocol.generation import FinishReason
-from mlxsup.protocol.worker_link import Cancel, Detokenize, Generate, Load, Loaded, Shutdown, Tokenize
+from mlxsup.protocol.worker_link import (
+    REQUEST_MARK,
+    Cancel,
+    Detokenize,
+    Generate,
+    Load,
+    Loaded,
+    Shutdown,
+    Tokenize,
+)
 from mlxsup.worker.batch_loop import BatchLoop
 from mlxsup.worker.engine.interface import Emission, Prepared
 from mlxsup.worker.inbox import Command, EndOfInput, Inbox
@@ -169,6 +178,9 @@ def test_a_request_that_can_not_be_prepared_fails_alone(
 
     assert found[5]["data"]["kind"] == kind
     assert found[6]["completion_tokens"] == 2
+    said = capfd.readouterr().err.splitlines()
+    assert bool(said) == (kind == "internal")
+    assert all(line.startswith(REQUEST_MARK) for line in said)
 
 
 def test_questions_are_answered_beside_the_batch(bench: Bench) -> None:
