@@ -95,6 +95,8 @@ class Recovery(_Section, frozen=True):
     memory_wait_s: Seconds = 10.0
     headroom_bytes: Annotated[int, Meta(ge=0)] = 256 * MIB
     leak_bytes_per_hour_max: Annotated[int, Meta(ge=1)] | None = None
+    leak_window_s: PositiveSeconds = 3600.0
+    leak_recycle_interval_s: PositiveSeconds = 21600.0
     recycle_requests: Annotated[int, Meta(ge=1)] | None = None
     recycle_tokens: Annotated[int, Meta(ge=1)] | None = None
 

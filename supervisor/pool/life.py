@@ -154,11 +154,6 @@ class Life:
         self.over.set()
 
     @property
-    def serving_samples(self) -> list[MemorySample]:
-        """Since it is ready: what a load takes is no leak."""
-        return [sample for sample in self.samples if self.ready_s is not None and sample.at_s > self.ready_s]
-
-    @property
     def prefill_tokens_per_s(self) -> float | None:
         """As measured, by this worker or an earlier one."""
         return self._prefill_tokens_per_s if self._watchdog is None else self._watchdog.prefill_tokens_per_s

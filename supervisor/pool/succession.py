@@ -313,7 +313,7 @@ class Succession:
         _log.info("%s: loaded in %.1f s, %d MB of weights", self.name, loaded.load_s, megabytes)
         now_s = trio.current_time()
         self._turn.note_ready()
-        self._recycling.note_ready()
+        self._recycling.note_ready(now_s)
         if life is self._successor:
             old, self.current, self._successor = self.current, life, None
             assert old is not None
@@ -337,8 +337,8 @@ class Succession:
         return bool(self._book.in_flight(life))
 
     def sampled(self, life: Life) -> None:
-        if life is self.current:
-            self._recycle(self._recycling.after_sample(life.serving_samples, trio.current_time()))
+        if life is self.current and life.ready_s is not None:
+            self._recycle(self._recycling.after_sample(life.samples[-1], trio.current_time()))
 
 
 def stopped_error() -> RpcError:

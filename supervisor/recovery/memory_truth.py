@@ -4,6 +4,9 @@ On a Mac a worker that is killed hard can leave its wired memory behind until th
 the other then takes the machine down (233 restarts were seen). So free memory is measured again before a respawn.
 """
 
+from itertools import combinations
+from statistics import median
+
 import msgspec
 
 
@@ -51,16 +54,16 @@ def judge_memory(last: MemorySample | None, available_bytes: int, limits: Memory
 
 
 def leak_bytes_per_hour(samples: list[MemorySample]) -> float:
-    """The slope of resident memory, by least squares; 0.0 for fewer than two samples."""
-    if len(samples) < 2:
-        return 0.0
-    mean_s = sum(sample.at_s for sample in samples) / len(samples)
-    mean_bytes = sum(sample.resident_bytes for sample in samples) / len(samples)
-    spread = sum((sample.at_s - mean_s) ** 2 for sample in samples)
-    if spread == 0:
-        return 0.0
-    product = sum((s.at_s - mean_s) * (s.resident_bytes - mean_bytes) for s in samples)
-    return product / spread * 3600
+    """The slope of resident memory: the median over all pairs of samples (Theil-Sen), which one that is far off won't move.
+
+    0.0 for fewer than two moments; takes time with the square of their number.
+    """
+    slopes = [
+        (later.resident_bytes - earlier.resident_bytes) / (later.at_s - earlier.at_s)
+        for earlier, later in combinations(samples, 2)
+        if later.at_s > earlier.at_s
+    ]
+    return median(slopes) * 3600 if slopes else 0.0
 
 
 def _mb(count: int) -> str:

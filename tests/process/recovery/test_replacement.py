@@ -93,8 +93,7 @@ async def _pid_once_ready(client: Client) -> int:
 
 
 async def test_a_worker_that_leaks_is_replaced_and_one_that_does_not_is_not(start: StartStand) -> None:
-    # A judgement needs 120 samples, one at each heartbeat.
-    bounds = {"leak_bytes_per_hour_max": 3600 * MIB}
+    bounds = {"leak_bytes_per_hour_max": 3600 * MIB, "leak_window_s": 6.0}
     stand = start(worker={"heartbeat_interval_s": 0.05}, recovery=bounds)
     leaking = Script(seed=1, token_ms=2, fault=Fault(kind=FaultKind.LEAK, number=64 * 1024))
     async with stand.watched() as (client, watch):

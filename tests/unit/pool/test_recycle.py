@@ -317,16 +317,21 @@ async def test_a_recycle_of_its_own_accord_also_drains_first_where_memory_is_sho
 
 
 async def test_a_worker_that_leaks_is_recycled(autojump_clock: MockClock, open_stage: OpenStage) -> None:
-    async with open_stage(recovery=Recovery(leak_bytes_per_hour_max=3600)) as stage:
+    recovery = Recovery(leak_bytes_per_hour_max=3600, leak_window_s=120.0, leak_recycle_interval_s=1000.0)
+    async with open_stage(recovery=recovery) as stage:
         stage.reactions["ready"] = lambda: stage.memory.update(resident=10**9)
         await stage.runner.ensure_ready()
         # What the load took is no leak.
         await trio.sleep(300)
         assert len(stage.shop.workers) == 1
-        for _ in range(200):
+        for _ in range(900):
             stage.memory["resident"] += 2
             await trio.sleep(1)
         assert len(stage.shop.workers) == 2
+        for _ in range(600):
+            stage.memory["resident"] += 2
+            await trio.sleep(1)
+        assert len(stage.shop.workers) == 3
 
 
 async def test_a_recycle_that_fails_is_not_tried_again_at_each_request(

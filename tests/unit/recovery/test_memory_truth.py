@@ -56,6 +56,13 @@ def test_the_slope_of_a_straight_line_is_its_own(slope: float, count: int) -> No
     assert leak_bytes_per_hour(samples) == pytest.approx(slope, rel=0.01, abs=4000)
 
 
+@pytest.mark.parametrize("at", range(9))
+def test_one_sample_that_is_far_off_is_no_slope(at: int) -> None:
+    samples = [MemorySample(float(s), GB if s == at else 2 * GB, 0) for s in range(9)]
+
+    assert leak_bytes_per_hour(samples) == 0.0
+
+
 def test_the_slope_of_too_little_is_zero() -> None:
     sample = MemorySample(5.0, 100, 0)
 
