@@ -151,7 +151,7 @@ class Worker:
         try:
             return msgspec.json.decode(response.result or b"null", type=result_type)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            await self._break(f"{error} in its answer to {method}")
+            await self._break(f"{type(error).__name__} in its answer to {method}")
             raise WorkerGoneError from error
 
     async def wait_hello(self) -> link.Hello:
@@ -305,7 +305,8 @@ class Worker:
         try:
             act = self._read_frame(frame)
         except ValueError as error:
-            raise LinkFaultError(f"{error} (a frame of {len(frame)} bytes)") from None
+            # Its text may quote what the frame says.
+            raise LinkFaultError(f"{type(error).__name__} in a frame of {len(frame)} bytes") from None
         act()
 
     def _read_frame(self, frame: bytes) -> Callable[[], None]:
@@ -323,11 +324,11 @@ class Worker:
                 return partial(self._handlers.progress, msgspec.json.decode(params, type=link.LoadProgress))
             case link.HELLO:
                 return partial(self._greet, msgspec.json.decode(params, type=link.Hello))
-        raise ValueError("an unknown method")
+        raise LinkFaultError("an unknown method")
 
     def _read_response(self, response: Response) -> Callable[[], None]:
         if not isinstance(response.id, int):
-            raise ValueError("an answer without an id of ours")
+            raise LinkFaultError("an answer without an id of ours")
         if response.id > 0:
             return partial(self._handlers.answer, response.id, _read_answer(response))
         settle = self._calls.pop(response.id, None)

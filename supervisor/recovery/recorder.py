@@ -13,6 +13,7 @@ from mlxsup.supervisor.recovery.classify import Evidence
 from mlxsup.supervisor.recovery.death_report import DeathBook, DeathBookError, DeathReport, RequestShape
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest, request_digest
 from mlxsup.supervisor.recovery.redact import redact_stderr
+from mlxsup.supervisor.recovery.source_files import is_source_file
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _make_report(model: str, life: Life, evidence: Evidence, aftermath: Aftermat
             for request in lost
         ],
         memory=life.samples[-60:],
-        stderr=redact_stderr(evidence.stderr),
+        stderr=redact_stderr(evidence.stderr, is_source_file),
         advice=aftermath.verdict.advice,
         action=aftermath.action,
         origin=aftermath.origin,

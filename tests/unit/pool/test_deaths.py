@@ -347,6 +347,27 @@ async def test_garbage_from_a_worker_ends_it_and_what_it_had_goes_on(
     assert sink.text == full_text("p", 100)
 
 
+async def test_what_breaks_the_protocol_is_quoted_nowhere(
+    autojump_clock: MockClock, open_stage: OpenStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = b'{"jsonrpc":"2.0","id":%d,"result":{"xylophone":1}}'
+    step = b'{"jsonrpc":"2.0","method":"step","params":{"xylophone":1}}'
+    no_such = b'{"jsonrpc":"2.0","method":"xylophone"}'
+    async with open_stage(Plan(load_answer=answer), Plan()) as stage:
+        sink = submit(stage, tokens=100)
+        for deaths, frame in ((2, step), (3, no_such)):
+            await stage.wait_entered("ready", deaths - 1)
+            await stage.worker._say(frame)
+            await until(lambda deaths=deaths: len(stage.notes.deaths) == deaths)  # type: ignore[misc]
+        await until(lambda: bool(sink.outcomes))
+
+    said = caplog.text + "".join(aftermath.reason for _, _, aftermath in stage.notes.deaths)
+    assert stage.classes == ["protocol_broken"] * 3
+    assert "ValidationError" in said
+    assert "an unknown method" in said
+    assert "xylophone" not in said
+
+
 @pytest.mark.parametrize(("silence_s", "seen"), [(9.0, "gpu_out_of_memory"), (11.0, "aborted")])
 async def test_what_a_worker_wrote_long_before_its_death_does_not_explain_it(
     open_stage: OpenStage, silence_s: float, seen: str, autojump_clock: MockClock

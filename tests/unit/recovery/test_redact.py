@@ -11,6 +11,13 @@ from mlxsup.supervisor.recovery.redact import _CLASSES, redact_stderr
 from tests.unit.recovery.test_classify import ABORTS, FORMS, TEXTS, died
 
 SECRET = "xylophone"
+CARD = "4111111111111111"
+FILES = {"mlx_lm/generate.py", "mlxsup/worker/batch_loop.py", "jinja2/runtime.py", "threading.py"}
+
+
+def redact(*lines: str) -> list[str]:
+    return redact_stderr(lines, FILES.__contains__)
+
 
 # Where a word of a prompt can turn up on stderr.
 AROUND = [
@@ -45,6 +52,8 @@ AROUND = [
     '  File "/x/site-packages/mlx_lm/generate.py", line 3, in {}',
     '  File "/x/{}/mlx_lm/generate.py", line 3 in step',
     '  File "mlx_lm/generate.py {}", line 3',
+    '  File "/mlx/{}/my_name.py", line 3, in step',
+    '  File "/x/site-packages/mlx_lm/{}.py", line 3, in step',
     '    raise ValueError("{}")',
     "kIOGPUCommandBufferCallbackError{}",
     "(00000002:kIOGPUCommandBufferCallbackError{})",
@@ -55,9 +64,31 @@ AROUND = [
 
 @pytest.mark.parametrize("around", AROUND)
 def test_no_word_of_a_prompt_survives_wherever_it_stands(around: str) -> None:
-    (kept,) = redact_stderr((around.replace("{}", SECRET),))
+    (kept,) = redact(around.replace("{}", SECRET))
 
     assert SECRET not in kept.lower()
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        *AROUND,
+        '  File "/x/site-packages/mlx_lm/generate.py", line {}, in step',
+        "Thread 0x{} (most recent call first):",
+        "Current thread 0x{} (most recent call first):",
+        "[metal::malloc] Resource limit ({}) exceeded.",
+        "Attempting to allocate {} bytes which is greater than the maximum allowed buffer size of {} bytes",
+        "[malloc] Unable to allocate {} bytes",
+        "There is no Stream(gpu, {}) in current thread.",
+        "cudaMalloc failed with code: {}",
+        "mlxsup: signal 11 sent by process {} (0123456789abcdef)",
+        "{}:kIOGPUCommandBufferCallbackErrorHang",
+    ],
+)
+def test_no_number_of_a_card_survives_where_a_number_is_expected(around: str) -> None:
+    (kept,) = redact(around.replace("{}", CARD))
+
+    assert CARD[:8] not in kept
 
 
 VOCABULARY: list[str] = [
@@ -77,7 +108,7 @@ WORDS = st.text(st.characters(categories=["L", "N"]), min_size=6, max_size=20).f
 @example(["MemoryErrors"], ["{}"])
 def test_no_prompt_of_any_words_survives_in_any_of_them(words: list[str], arounds: list[str]) -> None:
     prompt = " ".join(words)
-    kept = "\n".join(redact_stderr(tuple(around.replace("{}", prompt) for around in arounds)))
+    kept = "\n".join(redact(*(around.replace("{}", prompt) for around in arounds)))
 
     for word in words:
         assert word not in re.split(r"\W+", kept)
@@ -85,21 +116,21 @@ def test_no_prompt_of_any_words_survives_in_any_of_them(words: list[str], around
 
 @given(st.lists(st.text()))
 def test_each_line_that_says_something_leaves_one(lines: list[str]) -> None:
-    assert len(redact_stderr(tuple(lines))) == len([line for line in lines if line.strip()])
+    assert len(redact(*lines)) == len([line for line in lines if line.strip()])
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_was_kept_of_an_error_still_gives_its_class(form: str, text: str) -> None:
     returncode, stderr = FORMS[form](text)
-    kept = tuple(redact_stderr(stderr))
+    kept = redact(*stderr)
 
     assert died(returncode, *kept).name == TEXTS[text]
 
 
 @pytest.mark.parametrize("text", [*TEXTS, *ABORTS])
 def test_an_error_of_mlx_keeps_the_words_that_name_it(text: str) -> None:
-    (kept,) = redact_stderr((f"RuntimeError: {text}",))
+    (kept,) = redact(f"RuntimeError: {text}")
 
     assert kept.startswith("RuntimeError … ")
     assert kept.count(" … ") >= 2
@@ -107,7 +138,7 @@ def test_an_error_of_mlx_keeps_the_words_that_name_it(text: str) -> None:
 
 @pytest.mark.parametrize("said", ["raised here", "sent by process 1234"])
 def test_who_sent_a_signal_is_kept_without_the_key_to_say_so(said: str) -> None:
-    (kept,) = redact_stderr((f"mlxsup: signal 11 {said} (0123456789abcdef)",))
+    (kept,) = redact(f"mlxsup: signal 11 {said} (0123456789abcdef)")
 
     assert kept.startswith(f"mlxsup: signal 11 {said} … ")
     assert "0123456789abcdef" not in kept
@@ -115,25 +146,27 @@ def test_who_sent_a_signal_is_kept_without_the_key_to_say_so(said: str) -> None:
 
 def test_the_mark_of_a_requests_own_failure_is_kept_and_hides_no_word() -> None:
     frame = '  File "/x/site-packages/jinja2/runtime.py", line 12, in call'
-    kept = redact_stderr((f"{REQUEST_MARK}{frame}", f"{REQUEST_MARK}{REQUEST_MARK}{SECRET}"))
+    kept = redact(f"{REQUEST_MARK}{frame}", f"{REQUEST_MARK}{REQUEST_MARK}{SECRET}")
 
     assert kept[0].startswith(f"{REQUEST_MARK}File ")
     assert kept[1].startswith(REQUEST_MARK)
     assert SECRET not in kept[1]
 
 
+def test_of_a_file_that_no_package_has_the_package_alone_is_kept() -> None:
+    assert redact(f'  File "/x/mlx_lm/{SECRET}.py", line 12, in step') == ['File "mlx_lm/…", line 12']
+
+
 def test_a_stack_keeps_where_it_was_and_loses_whose_it_was() -> None:
-    kept = redact_stderr(
-        (
-            "Current thread 0x00007f12 (most recent call first):",
-            '  File "/Users/ann/.venv/lib/python3.13/site-packages/mlx_lm/generate.py", line 12 in step',
-            '  File "/Users/ann/mlxsup/worker/batch_loop.py", line 70, in run',
-            "",
-            "MemoryError",
-        )
+    kept = redact(
+        "Current thread 0x00007f12 (most recent call first):",
+        '  File "/Users/ann/.venv/lib/python3.13/site-packages/mlx_lm/generate.py", line 12 in step',
+        '  File "/Users/ann/mlxsup/worker/batch_loop.py", line 70, in run',
+        "",
+        "MemoryError",
     )
 
-    assert kept[0].startswith("Current thread 0x00007f12 … (most recent call first):")
+    assert kept[0].startswith("Current thread 0x … (most recent call first):")
     assert kept[1:3] == ['File "mlx_lm/generate.py", line 12', 'File "mlxsup/worker/batch_loop.py", line 70']
     assert kept[3] == "MemoryError … (11 characters)"
     assert "ann" not in "".join(kept)
