@@ -96,7 +96,8 @@ class Generate(_Wire, frozen=True):
     """Exactly one of `messages`, `prompt`, `prompt_tokens` is set. `seeded`: the seed is the client's own.
 
     `delivered_tokens` are those of an earlier worker, `delivered_chars` the length of the text that they came with:
-    the answer goes on behind them as if nothing had happened. `max_tokens` counts them too.
+    the answer goes on behind them as if nothing had happened. `max_tokens` counts them too. `accepted_unix_s` is when the
+    supervisor accepted `messages`: a chat template that names the day names that of then, in whichever worker.
     """
 
     max_tokens: int
@@ -106,6 +107,7 @@ class Generate(_Wire, frozen=True):
     messages: list[Message] | None = None
     prompt: str | None = None
     prompt_tokens: list[int] | None = None
+    accepted_unix_s: float | None = None
     delivered_tokens: list[int] = []
     delivered_chars: int = 0
 

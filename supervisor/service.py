@@ -115,7 +115,7 @@ class Service:
         """
         if self.shutdown_asked.is_set():
             raise RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
-        order = make_order(params, self._config.generation, secrets.randbits(_SEED_BITS))
+        order = make_order(params, self._config.generation, secrets.randbits(_SEED_BITS), time.time())
         runner = self._pool.runner(params.model)
         now_s = trio.current_time()
         self._last_request_id += 1

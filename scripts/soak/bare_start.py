@@ -79,7 +79,7 @@ async def _first_token(worker: Worker, orders: list[Order]) -> None:
     worker.adopt(Handlers(step=lambda _: came.set(), answer=ignore, progress=ignore, heartbeat=ignore))
     for number, order in enumerate(orders, 1):
         params = msgspec.convert({"model": "bare", **order.params}, GenerateParams)
-        worker.send_request(number, link.GENERATE, make_order(params, Generation(), 0))
+        worker.send_request(number, link.GENERATE, make_order(params, Generation(), 0, 0.0))
     await came.wait()
 
 

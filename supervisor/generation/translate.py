@@ -12,8 +12,10 @@ from mlxsup.protocol.worker_link import Generate, Sampling
 ValueT = TypeVar("ValueT")
 
 
-def make_order(params: ChatParams | GenerateParams, defaults: Generation, random_seed: int) -> Generate:
-    """The worker's order. `random_seed` serves a request that brings none.
+def make_order(
+    params: ChatParams | GenerateParams, defaults: Generation, random_seed: int, now_unix_s: float
+) -> Generate:
+    """The worker's order. `random_seed` serves a request that brings none; `now_unix_s` is the wall clock.
 
     Raises:
         RpcError: UNSUPPORTED or INVALID_PARAMS, with the parameter's path.
@@ -25,12 +27,12 @@ def make_order(params: ChatParams | GenerateParams, defaults: Generation, random
         seeded=params.seed is not None,
         stop=params.stop_strings,
     )
-    return _with_prompt(order, params)
+    return _with_prompt(order, params, now_unix_s)
 
 
-def _with_prompt(order: Generate, params: ChatParams | GenerateParams) -> Generate:
+def _with_prompt(order: Generate, params: ChatParams | GenerateParams, now_unix_s: float) -> Generate:
     if isinstance(params, ChatParams):
-        return replace(order, messages=params.messages)
+        return replace(order, messages=params.messages, accepted_unix_s=now_unix_s)
     if (params.prompt is None) == (params.prompt_tokens is None):
         raise RpcError(
             ErrorKind.INVALID_PARAMS, "give exactly one of `$.prompt` and `$.prompt_tokens`", path="$.prompt"

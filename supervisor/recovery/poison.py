@@ -179,11 +179,11 @@ def quarantined_error(entry: QuarantinedRequest) -> RpcError:
 
 
 def request_digest(model: str, order: Generate) -> str:
-    """SHA-256 (hex) over the model and all that decides what is computed, but for what was delivered before.
+    """SHA-256 (hex) over the model and all that decides what is computed, but for what was delivered before, and when.
 
     The seed is part of it only where it was asked for: one that the supervisor drew differs each time.
     """
-    same = msgspec.structs.replace(order, delivered_tokens=[], delivered_chars=0)
+    same = msgspec.structs.replace(order, accepted_unix_s=None, delivered_tokens=[], delivered_chars=0)
     if not order.seeded:
         same = msgspec.structs.replace(same, sampling=msgspec.structs.replace(order.sampling, seed=0))
     return hashlib.sha256(_encode((model, same))).hexdigest()

@@ -8,6 +8,7 @@ from tokenizers.decoders import DecodeStream
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import ImagePart, Message, TextPart
+from mlxsup.worker.engine.template_clock import template_clock
 
 
 class TokenStream(Protocol):
@@ -46,8 +47,8 @@ class TextCodec:
     def stream(self) -> TokenStream:
         return _PlainStream(self._tokenizer) if self._backend is None else _FastStream(self._backend)
 
-    def render_chat(self, messages: list[Message]) -> str:
-        """The prompt that the model's chat template makes of a conversation.
+    def render_chat(self, messages: list[Message], at_unix_s: float | None = None) -> str:
+        """The prompt that the model's chat template makes of a conversation, at that moment of the wall clock, or now.
 
         Raises:
             RpcError: UNSUPPORTED for images or where there is no template, INVALID_PARAMS with the template's
@@ -61,7 +62,11 @@ class TextCodec:
             )
         turns = [_turn(message, index) for index, message in enumerate(messages)]
         try:
-            return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            with template_clock(self._tokenizer, at_unix_s):
+                prompt = self._tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=True
+                )
+                return str(prompt)
         except TemplateError as error:
             raise RpcError(
                 ErrorKind.INVALID_PARAMS,

@@ -103,7 +103,7 @@ class TextEngine:
             return request.prompt_tokens
         context = self.loaded.context_tokens
         if request.messages is not None:
-            text = self._codec.render_chat(request.messages)
+            text = self._codec.render_chat(request.messages, request.accepted_unix_s)
         else:
             text = request.prompt or ""
         if len(text) > context * _CHARS_PER_TOKEN_MAX:

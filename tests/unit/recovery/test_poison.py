@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from mlxsup.config.schema import Generation
 from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.generation import ChatParams, Message
 from mlxsup.supervisor.generation.request import GenerationRequest
+from mlxsup.supervisor.generation.translate import make_order
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest, request_digest
 from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.requests import GREEDY, make_request
@@ -266,6 +269,16 @@ def test_the_digest_is_of_what_was_asked_and_not_of_how_far_it_came() -> None:
 
     assert request_digest("m", a.remaining_order()) == before
     assert a.remaining_order() != a.order
+
+
+def test_the_digest_of_a_conversation_is_the_same_whenever_it_is_sent() -> None:
+    chat = make_order(
+        ChatParams(model="m", messages=[Message(role="user", content="hi")]), Generation(), 1, now_unix_s=1.0
+    )
+    later = replace(chat, accepted_unix_s=10.0**9)
+
+    assert chat.accepted_unix_s == 1.0
+    assert request_digest("m", later) == request_digest("m", chat)
 
 
 def test_the_digest_differs_with_all_that_decides_what_is_computed() -> None:
