@@ -8,27 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from mlxsup import native
-from mlxsup.config.locations import locate
-from mlxsup.config.schema import DEFAULT_MODEL
-from mlxsup.supervisor.models.pull import pull
 
 _PROGRAM = Path(__file__).with_name("programs") / "prefills.py"
 _RUN_S = 120.0
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def model_folder() -> Path:
-    cache = locate(sys.platform, os.environ, Path.home()).cache
-
-    async def fetch() -> Path:
-        return (await pull(DEFAULT_MODEL, store_root=cache, on_progress=lambda _: None)).path
-
-    return trio.run(fetch)
 
 
 def prefill(folder: Path, chunk_tokens: int, *lengths: int) -> dict[str, Any]:
