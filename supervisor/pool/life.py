@@ -17,11 +17,11 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.supervisor.pool.attempt import Attempt
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.process import Observation
+from mlxsup.supervisor.pool.watch import Watch
 from mlxsup.supervisor.pool.worker import Handlers, Worker, WorkerGoneError
 from mlxsup.supervisor.recovery.classify import Evidence
 from mlxsup.supervisor.recovery.limits import watchdog_limits
 from mlxsup.supervisor.recovery.memory_truth import MemorySample
-from mlxsup.supervisor.recovery.watchdog import Stall, Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -29,8 +29,6 @@ ResultT = TypeVar("ResultT")
 
 _PASSING_ERRORS = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _SERVING = frozenset({WorkerState.READY, WorkerState.DRAINING})
-# Of the memory curve; at one a heartbeat, the last minutes.
-_SAMPLES_MAX = 300
 
 
 class WorkerSource(msgspec.Struct, frozen=True):
@@ -97,15 +95,12 @@ class Life:
         self._config = config
         self._recovery = recovery
         self._owner = owner
-        self._prefill_tokens_per_s = prefill_tokens_per_s
+        self._watch = Watch(watchdog_limits(config, recovery), source.observe, prefill_tokens_per_s)
         self._stop_asked = trio.Event()
         self._now = trio.Event()
         self._refused: RpcError | None = None
-        self._stall: Stall | None = None
-        self._watchdog: Watchdog | None = None
         self.state = WorkerState.SPAWNING
         self.worker: Worker | None = None
-        self.samples: list[MemorySample] = []
         self.began_s = trio.current_time()
         self.ready_s: float | None = None
         self.generation = generation
@@ -118,8 +113,7 @@ class Life:
     def generate(self, id: int, order: link.Generate) -> None:
         assert self.worker is not None
         self.worker.send_request(id, link.GENERATE, order)
-        if self._watchdog is not None:
-            self._watchdog.note_sent(trio.current_time())
+        self._watch.watchdog.note_sent(trio.current_time())
 
     def cancel(self, id: int) -> None:
         assert self.worker is not None
@@ -128,12 +122,11 @@ class Life:
     async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
         """As `Worker.call`; a worker that does not take up a question is found as with a request."""
         assert self.worker is not None
-        assert self._watchdog is not None
-        self._watchdog.note_sent(trio.current_time())
+        self._watch.watchdog.note_sent(trio.current_time())
         try:
             return await self.worker.call(method, params, result_type)
         finally:
-            self._watchdog.note_given_up(trio.current_time())
+            self._watch.watchdog.note_given_up(trio.current_time())
 
     # For its owner:
 
@@ -154,9 +147,14 @@ class Life:
         self.over.set()
 
     @property
+    def samples(self) -> list[MemorySample]:
+        """Its memory curve, oldest first."""
+        return self._watch.samples
+
+    @property
     def prefill_tokens_per_s(self) -> float | None:
         """As measured, by this worker or an earlier one."""
-        return self._prefill_tokens_per_s if self._watchdog is None else self._watchdog.prefill_tokens_per_s
+        return self._watch.watchdog.prefill_tokens_per_s
 
     @property
     def stopping(self) -> bool:
@@ -210,7 +208,7 @@ class Life:
                 # The watch of its death sees it too, and ends this.
                 await trio.sleep_forever()
             else:
-                if not self._stop_asked.is_set() and self._stall is None:
+                if not self._stop_asked.is_set() and self._watch.stall is None:
                     self.ready_s = trio.current_time()
                     self._enter(WorkerState.READY)
                     self._owner.ready(self, loaded)
@@ -221,10 +219,7 @@ class Life:
             with trio.fail_after(self._config.hello_timeout_s):
                 await worker.wait_hello()
             self._enter(WorkerState.LOADING)
-            self._watchdog = Watchdog(
-                watchdog_limits(self._config, self._recovery), trio.current_time(), self._prefill_tokens_per_s
-            )
-            nursery.start_soon(self._watch_progress, worker, self._watchdog)
+            nursery.start_soon(self._watch_progress, worker)
             with trio.fail_after(self._config.load_timeout_s):
                 return await worker.call(link.LOAD, self._order(folder), link.Loaded)
         except trio.TooSlowError:
@@ -259,54 +254,29 @@ class Life:
                 await self._now.wait()
         serving.cancel()
 
-    async def _watch_progress(self, worker: Worker, watchdog: Watchdog) -> None:
-        """Look at it once a heartbeat, and when its budget is spent; end it when it gets nowhere."""
-        sample_s = trio.current_time()
-        while True:
-            await trio.sleep_until(min(sample_s, watchdog.deadline_s))
-            now_s = trio.current_time()
-            seen = self._source.observe(worker.pid)
-            if now_s >= sample_s:
-                sample_s = now_s + self._config.heartbeat_interval_s
-                self._sample(seen, now_s)
-            watchdog.note_look(now_s)
-            self._stall = watchdog.check(now_s, process_stopped=seen.stopped)
-            if self._stall is not None:
-                _log.error("worker %d is stuck while %s: %s", worker.pid, self.state, self._stall.reason)
-                # It may go on for a while before it ends, and gets nothing any more.
-                self._owner.draining(self)
-                await worker.end_stalled()
-                return
-
-    def _sample(self, seen: Observation, now_s: float) -> None:
-        # Without any memory it has just ended, and a sample would say that it held nothing.
-        if seen.resident_bytes:
-            self.samples.append(MemorySample(now_s, seen.resident_bytes, seen.available_bytes))
-            del self.samples[:-_SAMPLES_MAX]
-            self._owner.sampled(self)
+    async def _watch_progress(self, worker: Worker) -> None:
+        stall = await self._watch.run(worker.pid, lambda: self._owner.sampled(self))
+        _log.error("worker %d is stuck while %s: %s", worker.pid, self.state, stall.reason)
+        # It may go on for a while before it ends, and gets nothing any more.
+        self._owner.draining(self)
+        await worker.end_stalled()
 
     def _take_step(self, step: link.Step) -> None:
-        self._note_frame()
+        self._watch.watchdog.note_frame(trio.current_time())
         self._owner.take_step(self, step)
 
     def _take_answer(self, id: int, answer: link.Generated | RpcError) -> None:
-        if self._watchdog is not None:
-            self._watchdog.note_answer(trio.current_time())
+        self._watch.watchdog.note_answer(trio.current_time())
         self._owner.take_answer(self, id, answer)
 
     def _take_progress(self, progress: link.LoadProgress) -> None:
-        self._note_frame()
+        self._watch.watchdog.note_frame(trio.current_time())
         if progress.phase == "warm" and self.state is WorkerState.LOADING:
             self._enter(WorkerState.WARMING)
         self._owner.report(self, progress)
 
     def _take_beat(self, beat: link.Heartbeat) -> None:
-        if self._watchdog is not None:
-            self._watchdog.note_heartbeat(beat, trio.current_time())
-
-    def _note_frame(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.note_frame(trio.current_time())
+        self._watch.watchdog.note_heartbeat(beat, trio.current_time())
 
     def _enter(self, state: WorkerState) -> None:
         self.state = state
@@ -319,13 +289,13 @@ class Life:
             stderr=worker.stderr.lines,
             old_lines=worker.old_stderr_lines,
             phase=phase.value,
-            stalled=self._stall is not None,
+            stalled=self._watch.stall is not None,
             broke_protocol=worker.fault is not None,
             origin=worker.origin,
             killed_for_memory=worker.killed_for_memory,
         )
 
     def _why(self, worker: Worker) -> str | None:
-        if self._stall is not None:
-            return self._stall.reason
+        if self._watch.stall is not None:
+            return self._watch.stall.reason
         return f"it broke the worker protocol: {worker.fault}" if worker.fault else None
