@@ -3,6 +3,7 @@
 Exit status: 0 all is well, 1 something is not, 130 interrupted by Ctrl-C.
 """
 
+import os
 import sys
 import time
 
@@ -12,6 +13,7 @@ from tests.simulation.campaign import run_schedules
 from tests.simulation.checker import check
 from tests.simulation.draw import draw_schedule
 from tests.simulation.report import Tally, show_history, show_schedule, show_tally
+from tests.simulation.stage import left_behind
 from tests.simulation.world import play
 
 _SHOW_S = 0.5
@@ -27,7 +29,11 @@ def main(seed: int | None, schedules: int, first: int, processes: int) -> None:
 
     Each schedule follows from its seed alone.
     """
-    sys.exit(_show(seed) if seed is not None else _run(first, schedules, processes))
+    status = _show(seed) if seed is not None else _run(first, schedules, processes)
+    if left_behind:
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _show(seed: int) -> int:

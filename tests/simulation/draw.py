@@ -9,6 +9,7 @@ from mlxsup.protocol.generation import Priority
 from tests.simulation.causes import BLAMELESS, BLAMING, CAUSES
 from tests.simulation.schedule import (
     OPERATOR,
+    REFUSED,
     Act,
     Ask,
     Cancel,
@@ -35,7 +36,7 @@ ValueT = TypeVar("ValueT")
 GB = 10**9
 MEMORY_BYTES = 200 * GB
 _GRID_S = 0.25
-_STATES = ("spawning", "loading", "ready", "draining", "stopping", "backoff", "stopped", "failed")
+_STATES = ("spawning", "loading", "warming", "ready", "draining", "stopping", "backoff", "stopped", "failed")
 _EVENTS = ("accepted", "delta", "answered", "death", "order", "spawned", "cancel")
 
 
@@ -69,6 +70,7 @@ class _Drawing:
             slow_clients=tuple(n for n in range(1, self._clients + 1) if self._chance(0.1)),
             resident_bytes={model: self._rng.randint(1, 40) * GB for model in self._models},
             shortages=self._draw_shortages(),
+            panics=3 if self._chance(0.03) else 0,
             disk_s=self._pick((0.0, 0.01, 0.2)),
             disk_fails=self._chance(0.1),
             locate_fails=tuple(n for n in range(1, 8) if self._chance(0.02)),
@@ -124,6 +126,7 @@ class _Drawing:
                 term_grace_s=term_grace_s,
                 kill_grace_s=self._pick((1.0, 3.0)),
                 spares=self._pick((0, 0, 1, 1, 2)),
+                last_words_s=self._pick((0.5, 10.0)),
             ),
             recovery=self._draw_recovery(beat_s),
             models={model: self._draw_model() for model in self._models},
@@ -137,6 +140,7 @@ class _Drawing:
             restarts_max=self._pick((0, 1, 3, 8, 20, 100)),
             restart_window_s=self._pick((10.0, 60.0, 300.0)),
             failed_hold_s=self._pick((0.0, 1.0, 4.0)),
+            failed_hold_max_s=self._pick((4.0, 15.0)),
             silence_s=beat_s * self._pick((3, 5)),
             load_stall_s=self._pick((10.0, 60.0)),
             step_s=self._pick((6.0, 20.0)),
@@ -144,10 +148,15 @@ class _Drawing:
             breaker_deaths=self._pick((1, 2, 3, 5, 100, 100)),
             breaker_open_s=self._pick((1.0, 5.0)),
             breaker_open_max_s=self._pick((5.0, 20.0)),
+            panic_hold_s=self._pick((5.0, 30.0)),
+            machine_deaths=self._pick((1, 2, 3, 100)),
+            machine_window_s=self._pick((5.0, 600.0)),
             suspect_tokens=self._rng.randint(1, 6),
+            suspect_memory_s=self._pick((3.0, 3600.0, 3600.0)),
             quarantine_max=self._pick((10, 1000)),
             fruitless_resumes_max=self._pick((1, 3, 3, 10)),
             stranded_share=self._pick((0.1, 0.5)),
+            memory_wait_s=self._pick((0.0, 1.0, 10.0)),
             headroom_bytes=self._pick((0, 1, 10)) * GB,
             recycle_requests=self._rng.randint(1, 5) if self._chance(0.25) else None,
             recycle_tokens=self._rng.randint(3, 25) if self._chance(0.15) else None,
@@ -188,6 +197,7 @@ class _Drawing:
             token_s=self._pick((0.05, 0.1, 0.25, 0.5)),
             text_lag_tokens=self._pick((0, 0, 1, 2)),
             obeys_sigterm=not (is_ill and self._chance(0.2)),
+            outlives_sigkill=is_ill and self._chance(0.02),
             ends_when_told_s=self._pick((0.0, 0.1, 0.25, config.exit_grace_s, config.exit_grace_s + 0.5)),
             refuses_load=is_ill and self._chance(0.05),
             answers_load_with_nonsense=is_ill and self._chance(0.03),
@@ -270,7 +280,7 @@ class _Drawing:
         return Ask(
             key=key,
             model=self._model(),
-            prompt=f"{key}:",
+            prompt=f"{key}:" if self._chance(0.95) else f"{REFUSED} {key}:",
             max_tokens=self._rng.randint(1, 10) if self._chance(0.9) else 25,
             stream=self._chance(0.7),
             temperature=self._pick((0.0, 0.0, 0.8)),
@@ -287,7 +297,7 @@ class _Drawing:
             (
                 *("tokenize", "detokenize", "server/stats", "server/health", "server/subscribe"),
                 *("model/load", "model/unload", "model/unload", "model/recycle", "model/recycle"),
-                *("model/breaker", "model/breaker"),
+                *("model/breaker", "model/breaker", "model/forgive"),
             )
         )
         params: dict[str, dict[str, Any]] = {
@@ -298,6 +308,7 @@ class _Drawing:
             | ({"options": {"context_tokens_max": self._rng.randint(16, 18)}} if self._chance(0.3) else {}),
             "model/unload": {"model": model, "force": self._chance(0.5)},
             "model/recycle": {"model": model},
+            "model/forgive": {"model": model},
             "model/breaker": {"model": model, "action": self._pick(("reset", "force_open", "disable"))},
         }
         client = OPERATOR if method.startswith("model/") else self._client()

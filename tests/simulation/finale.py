@@ -7,6 +7,7 @@ import trio
 from mlxsup.supervisor.service import Service
 from tests.simulation.history import Answered
 from tests.simulation.schedule import OPERATOR, Ask, Question
+from tests.simulation.tapped import held_by
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -96,16 +97,8 @@ class Finale:
             "bytes of params": self._service.params_bytes,
         }
         for runner in self._pool.runners():
-            standing, workers, book = runner._standing, runner._workers, runner._book
-            held |= {
-                f"requests in the queue of {runner.name}": runner.queued,
-                f"requests in flight of {runner.name}": len(book._flights),
-                f"admissions of {runner.name}": len(runner.gate._admissions),
-                f"suspects of {runner.name}": len(book._poison._suspects),
-                f"waiting loads of {runner.name}": standing.attempt.waiters,
-                f"lives of {runner.name} beyond one": len(workers._lives) - 1,
-            }
-        alive = [worker for worker in self._world.workers if worker.returncode is None]
+            held |= {f"{what} of {runner.name}": count for what, count in held_by(runner).items()}
+        alive = [worker for worker in self._world.workers if worker.returncode is None and not worker.undead]
         loaded = [worker for worker in alive if worker.model is not None]
         held |= {
             "requests that workers compute": sum(worker.sequences for worker in alive),

@@ -138,6 +138,7 @@ class Spawned(Entry, tag="spawned"):
     pid: int
     nonsense: bool
     """It will answer its load order with nonsense."""
+    outlives_sigkill: bool
 
     @property
     def trigger(self) -> str:
@@ -149,6 +150,13 @@ class Loading(Entry, tag="loading"):
 
     pid: int
     model: str
+
+
+class Given(Entry, tag="given"):
+    """The supervisor has sent a request to a worker, which may die before it reads it."""
+
+    pid: int
+    request: int
 
 
 class Order(Entry, tag="order"):
@@ -191,12 +199,6 @@ class Struck(Entry, tag="struck"):
 class Died(Entry, tag="died"):
     pid: int
     returncode: int
-
-
-class Forgiven(Entry, tag="forgiven"):
-    """A model is loaded by hand."""
-
-    model: str
 
 
 class Phase(Entry, tag="phase"):

@@ -10,7 +10,8 @@ from mlxsup.config.schema import Config, Model
 from tests.simulation.history import History, describe
 from tests.simulation.schedule import Schedule
 
-_KEYS_MAX = 5
+_FAULTS_MAX = 5
+_SEEDS_MAX = 30
 
 
 def show_schedule(schedule: Schedule) -> Iterator[str]:
@@ -27,6 +28,7 @@ def show_schedule(schedule: Schedule) -> Iterator[str]:
         "locate_fails",
         "disk_s",
         "disk_fails",
+        "panics",
         "blameless",
     ):
         if value := getattr(schedule, name):
@@ -97,7 +99,9 @@ def _wrapped(title: str, counts: list[str], width: int = 118) -> Iterator[str]:
 
 
 def show_broken(tally: Tally) -> Iterator[str]:
-    for seed, faults in sorted(tally.broken.items()):
+    for seed, faults in sorted(tally.broken.items())[:_SEEDS_MAX]:
         yield f"seed {seed}: scripts/simulate --seed {seed}"
-        for fault in faults[:_KEYS_MAX]:
+        for fault in faults[:_FAULTS_MAX]:
             yield f"    {fault.splitlines()[0]}"
+    if len(tally.broken) > _SEEDS_MAX:
+        yield f"and {len(tally.broken) - _SEEDS_MAX} more"

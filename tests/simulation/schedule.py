@@ -69,6 +69,8 @@ class Fate(_Frozen, frozen=True):
     token_s: float = 0.1
     text_lag_tokens: int = 0
     obeys_sigterm: bool = True
+    outlives_sigkill: bool = False
+    """The kernel holds it, as in a driver; it never ends."""
     ends_when_told_s: float = 0.0
     refuses_load: bool = False
     answers_load_with_nonsense: bool = False
@@ -81,6 +83,10 @@ class Poison(_Frozen, frozen=True):
     prompt: str
     position: int
     cause: Cause
+
+
+REFUSED = "refused"
+"""Workers refuse a request whose prompt begins so."""
 
 
 class Ask(_Frozen, frozen=True, tag="ask"):
@@ -180,6 +186,8 @@ class Schedule(_Frozen, frozen=True):
     slow_clients: tuple[int, ...]
     resident_bytes: dict[str, int]
     shortages: tuple[Shortage, ...]
+    panics: int
+    """That the machine has had lately when the supervisor starts."""
     disk_s: float
     disk_fails: bool
     locate_fails: tuple[int, ...]

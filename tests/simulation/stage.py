@@ -19,6 +19,8 @@ from trio._core import _run
 from trio.testing import MockClock
 
 from mlxsup.supervisor import application, service
+from mlxsup.supervisor.pool import pool
+from mlxsup.supervisor.pool.life import Life
 
 # Far beyond what any schedule takes between two moments of its clock.
 _TURNS_MAX = 100_000
@@ -38,7 +40,9 @@ class Machine:
     make_recorder: Callable[..., Any]
     open_signals: Callable[..., Any]
     run_in_thread: Callable[..., Awaitable[Any]]
-    random_bits: Callable[[int], int]
+    rng: random.Random
+    note_given: Callable[..., None]
+    gpu_panics: Callable[..., int]
 
 
 @contextmanager
@@ -47,11 +51,22 @@ def staged(machine: Machine) -> Iterator[None]:
         mock.patch.object(application, "Pool", machine.make_pool),
         mock.patch.object(application, "DeathBook", machine.make_book),
         mock.patch.object(application, "DeathRecorder", machine.make_recorder),
-        mock.patch.object(service, "secrets", SimpleNamespace(randbits=machine.random_bits)),
+        mock.patch.object(application, "gpu_panics", machine.gpu_panics),
+        mock.patch.object(service, "secrets", SimpleNamespace(randbits=machine.rng.getrandbits)),
+        mock.patch.object(Life, "generate", _note_first(Life.generate, machine.note_given)),
+        mock.patch.object(pool, "random", SimpleNamespace(Random=lambda: machine.rng)),
         mock.patch.object(trio, "open_signal_receiver", machine.open_signals),
         mock.patch.object(trio.to_thread, "run_sync", machine.run_in_thread),
     ):
         yield
+
+
+def _note_first(function: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+    def do(*args: Any) -> Any:
+        note(*args)
+        return function(*args)
+
+    return do
 
 
 @contextmanager
@@ -119,7 +134,7 @@ class _Clock:
         runner = _run.GLOBAL_RUN_CONTEXT.runner
         if self.hung is not None:
             # It has been cancelled before. What it leaves behind must not be finalised in another run.
-            _left_behind.append(runner.tasks)
+            left_behind.append(runner.tasks)
             raise self.hung
         self.hung = HungError(f"{why}\n{_describe_tasks()}")
         self._limit_s, self._turns = self._now_s + _PATIENCE_S, 0
@@ -133,7 +148,8 @@ class _Clock:
         runner.main_task.parent_nursery.cancel_scope.cancel()
 
 
-_left_behind: list[Any] = []
+left_behind: list[Any] = []
+"""Tasks that could not be ended. They complain at the end of the process, unless it leaves by `os._exit`."""
 
 
 def _describe_tasks() -> str:

@@ -1,6 +1,5 @@
 """The supervisor's own parts with an ear at them: what they decide goes into the history."""
 
-import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,11 @@ from mlxsup.supervisor.pool.process import ChildProcess
 from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.recovery.aftermath import Aftermath
 from mlxsup.supervisor.recovery.classify import Evidence
+from mlxsup.supervisor.recovery.death_report import DeathBookError
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest
 from mlxsup.supervisor.recovery.recorder import DeathRecorder
 from mlxsup.supervisor.service import Service
-from tests.simulation.history import Death, Ended, Forgiven, Submitted
+from tests.simulation.history import Death, Ended, Submitted
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -48,7 +48,7 @@ class SimulatedBook:
 
     def _reach_disk(self) -> None:
         if self._world.schedule.disk_fails and self._world.rng.random() < _DISK_FAILURES:
-            raise sqlite3.OperationalError("database or disk is full")
+            raise DeathBookError("database or disk is full")
 
 
 class SimulatedRecorder(DeathRecorder):
@@ -113,7 +113,7 @@ class SimulatedPool(Pool):
 
 
 def _tap_runner(world: "World", runner: ModelRunner) -> None:
-    submit, forgive = runner.submit, runner._workers._policy.forgive
+    submit = runner.submit
 
     def submit_noted(request: GenerationRequest) -> None:
         sink: Any = request._sink
@@ -136,12 +136,20 @@ def _tap_runner(world: "World", runner: ModelRunner) -> None:
             world.history.insert(at, entry)
             world.react(entry)
 
-    def forgive_noted() -> None:
-        world.note(Forgiven(at_s=trio.current_time(), model=runner.name))
-        forgive()
-
     vars(runner).update(submit=submit_noted)
-    vars(runner._workers._policy).update(forgive=forgive_noted, _uniform=world.rng.uniform)
+
+
+def held_by(runner: ModelRunner) -> dict[str, int]:
+    """What should be nothing when nobody waits for the model, and it is ready."""
+    standing, workers, book = runner._standing, runner._workers, runner._book
+    return {
+        "requests in the queue": runner.queued,
+        "requests in flight": len(book._flights),
+        "admissions": len(runner.gate._admissions),
+        "suspects": len(book._poison._suspects),
+        "waiting loads": standing.attempt.waiters,
+        "lives beyond one": len(workers._lives) - 1,
+    }
 
 
 def tap_service(world: "World", service: Service) -> None:

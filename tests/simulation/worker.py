@@ -12,14 +12,15 @@ import trio
 
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.jsonrpc import Call
+from mlxsup.protocol.jsonrpc import Call, encode_error, encode_notification
 from tests.fakes.memory_worker import MemoryWorker, Plan
 from tests.simulation.history import Died, Entry, Loading, Order, Signalled, Spawned, Struck, Told
 from tests.simulation.pipe import make_pipe
-from tests.simulation.schedule import Cause, Fate, Fault, Ill, Poison, When
+from tests.simulation.schedule import REFUSED, Cause, Fate, Fault, Ill, Poison, When
 
 _REFUSAL = RpcError(ErrorKind.MODEL_LOAD_FAILED, "cannot load the model: no such tensor")
 _NONSENSE = b'{"jsonrpc":"2.0","id":%d,"result":{"weights":"many"}}'
+_BAD_PROMPT = RpcError(ErrorKind.INVALID_PARAMS, "the prompt is longer than the context")
 _HEARTBEAT = f'"{link.HEARTBEAT}"'.encode()
 
 
@@ -42,6 +43,8 @@ class SimulatedWorker(MemoryWorker):
         self.struck = False
         self.waited = False
         self._world = world
+        self.outlives_sigkill = fate.outlives_sigkill
+        self.undead = False
         self._ill = fate.ill
         self._counts = dict.fromkeys(When, 0)
         self._hung = self._hung_before = False
@@ -49,7 +52,14 @@ class SimulatedWorker(MemoryWorker):
         self._continued = trio.Event()
         self._nursery: trio.Nursery | None = None
         self.stdin.on_close = self._note_told
-        world.note(Spawned(at_s=trio.current_time(), pid=pid, nonsense=fate.answers_load_with_nonsense))
+        world.note(
+            Spawned(
+                at_s=trio.current_time(),
+                pid=pid,
+                nonsense=fate.answers_load_with_nonsense,
+                outlives_sigkill=fate.outlives_sigkill,
+            )
+        )
 
     @property
     def sequences(self) -> int:
@@ -83,7 +93,10 @@ class SimulatedWorker(MemoryWorker):
         self._world.note(Signalled(at_s=trio.current_time(), pid=self.pid, name=number.name))
         if number is signal.SIGCONT and self.stopped:
             self._go_on()
-        super().signal_group(number)
+        if number is signal.SIGKILL and self.outlives_sigkill:
+            self.undead = True
+        else:
+            super().signal_group(number)
 
     def _go_on(self) -> None:
         """What it was about to say when it was stopped, it says now; what hung before still does."""
@@ -124,20 +137,25 @@ class SimulatedWorker(MemoryWorker):
                 self._told_to_load.set()
                 self._happens(When.LOAD)
             case link.GENERATE:
-                self._note_order(call)
+                order = msgspec.json.decode(call.params or b"", type=link.Generate)
+                self._note_order(call, order)
                 self._happens(When.GENERATE)
+                if (order.prompt or "").startswith(REFUSED):
+                    assert isinstance(call.id, int)
+                    await self._say(encode_error(call.id, _BAD_PROMPT))
+                    return
             case link.CANCEL:
                 self._happens(When.CANCEL)
         if call.method == link.LOAD:
             # It hears of its end also while it loads.
             assert self._nursery is not None
             self._nursery.start_soon(super()._obey, call)
+            self._nursery.start_soon(self._report_load)
         else:
             await super()._obey(call)
 
-    def _note_order(self, call: Call) -> None:
+    def _note_order(self, call: Call, order: link.Generate) -> None:
         assert isinstance(call.id, int)
-        order = msgspec.json.decode(call.params or b"", type=link.Generate)
         fresh = msgspec.structs.replace(order, delivered_tokens=[], delivered_chars=0)
         self._world.note(
             Order(
@@ -163,6 +181,12 @@ class SimulatedWorker(MemoryWorker):
     def _write(self, data: bytes) -> None:
         with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
             self._outgoing.write(data)
+
+    async def _report_load(self) -> None:
+        for phase in ("weights", "warm"):
+            await trio.sleep(self.plan.load_s * 0.4)
+            progress = link.LoadProgress(phase=phase, bytes_done=1, bytes_total=2)
+            await self._say(encode_notification(link.PROGRESS, progress))
 
     async def _beat(self) -> None:
         await self._told_to_load.wait()

@@ -20,11 +20,12 @@ import trio
 from mlxsup.protocol.service import Event
 from mlxsup.supervisor.application import Setting, open_supervisor
 from mlxsup.supervisor.events import EventBus
+from mlxsup.supervisor.pool.life import Life
 from mlxsup.supervisor.pool.process import Observation
 from tests.simulation.client import SimulatedClient, SimulatedServer
 from tests.simulation.draw import GB, MEMORY_BYTES
 from tests.simulation.finale import Finale
-from tests.simulation.history import Entry, Found, History, Logged, Phase, State
+from tests.simulation.history import Entry, Found, Given, History, Logged, Phase, State
 from tests.simulation.schedule import (
     Act,
     Cancel,
@@ -206,6 +207,8 @@ class World(Machine):
 
     def _look_at(self, worker: SimulatedWorker) -> None:
         """Once the supervisor is gone."""
+        if worker.undead:
+            return
         if worker.returncode is None:
             self.find(f"worker {worker.pid} outlives the supervisor")
         elif not worker.waited:
@@ -225,9 +228,16 @@ class World(Machine):
         self._subscription.enter_context(events.subscribed(self.take_event))
         return SimulatedRecorder(self, book, events)
 
+    def note_given(self, life: Life, id: int, _: object) -> None:
+        assert life.worker is not None
+        self.note(Given(at_s=trio.current_time(), pid=life.worker.pid, request=id))
+
     @contextmanager
     def open_signals(self, *_: object) -> Iterator[AsyncIterator[int]]:
         yield self._arrivals
+
+    def gpu_panics(self, *_: object) -> int:
+        return self.schedule.panics
 
     async def run_in_thread(self, function: Callable[..., Any], *args: Any, **_: Any) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -238,9 +248,6 @@ class World(Machine):
         """As a thread does: whoever waits for it can't be cancelled."""
         with trio.CancelScope(shield=True):
             await trio.sleep(time_s)
-
-    def random_bits(self, count: int) -> int:
-        return self.rng.getrandbits(count)
 
     async def spawn(self) -> SimulatedWorker:
         fate = self._fates.pop() if self._fates and not self.calm else Fate()

@@ -1,25 +1,30 @@
 """What may follow from deaths. Pure."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from mlxsup.supervisor.pool.lifecycle import FOLLOWS, WorkerState
 from tests.simulation.causes import meaning
 from tests.simulation.checks.facts import EPSILON_S, Facts
-from tests.simulation.history import Answered, Death, Forgiven, Phase, State, Struck
+from tests.simulation.history import Answered, Death, Phase, State, Struck
 from tests.simulation.schedule import Fault
 
+_HUNG, _BROKEN = "hung", "protocol_broken"
 _FAULT_CLASSES = {
-    Fault.STUCK: "hung",
-    Fault.MUTE: "hung",
-    Fault.STOPPED: "hung",
-    Fault.GARBAGE: "protocol_broken",
-    Fault.TORN: "protocol_broken",
-    Fault.CLOSE_OUTPUT: "protocol_broken",
-    Fault.CLOSE_INPUT: "protocol_broken",
+    Fault.STUCK: {_HUNG},
+    Fault.MUTE: {_HUNG},
+    Fault.STOPPED: {_HUNG},
+    Fault.GARBAGE: {_BROKEN},
+    Fault.TORN: {_BROKEN},
+    # Who says nothing any more may be found by its silence, before anybody wonders at the pipe.
+    Fault.CLOSE_OUTPUT: {_BROKEN, _HUNG},
+    Fault.CLOSE_INPUT: {_BROKEN, _HUNG},
 }
 # Between the shutdown and the end, beyond what is configured: pipes of dead workers, the disk, clients.
 _END_S = 12.0
 _POISON_DEATHS_MAX = 2
+# A copy may be in the old worker and one in the new, while one replaces the other.
+_COPIES_DEATHS_MAX = 3
 
 
 def states_follow_each_other(facts: Facts) -> Iterator[str]:
@@ -48,13 +53,11 @@ def deaths_are_understood(facts: Facts) -> Iterator[str]:
         if death.pid in seen:
             yield f"the death of {death.pid} is told twice"
         seen.add(death.pid)
-        causes = facts.struck[death.pid]
-        expected = {
-            meaning(struck.cause).name if struck.fault is Fault.DIE else _FAULT_CLASSES[struck.fault]
-            for struck in causes
-        }
-        if death.pid in facts.nonsense:
-            expected.add("protocol_broken")
+        expected = {_BROKEN} if death.pid in facts.nonsense else set()
+        for struck in facts.struck[death.pid]:
+            expected |= (
+                {meaning(struck.cause).name} if struck.fault is Fault.DIE else _FAULT_CLASSES[struck.fault]
+            )
         if death.name not in expected:
             yield f"worker {death.pid} is said to have died of {death.name}, it was {sorted(expected)}"
 
@@ -64,13 +67,13 @@ def whatever_a_worker_had_is_settled_by_its_death(facts: Facts) -> Iterator[str]
     for death in facts.all(Death):
         had = {
             request
-            for request, orders in facts.orders.items()
-            if (mine := [order for order in orders if facts.before(order, death)])
+            for request, givens in facts.given.items()
+            if (mine := [given for given in givens if facts.before(given, death)])
             and mine[-1].pid == death.pid
             and not any(facts.before(ended, death) for ended in facts.ended[request])
         }
-        # An order may be on its way to a worker that never reads it.
-        if not had <= set(death.lost) or len(death.lost) != len(set(death.lost)):
+        # A client may have ended the one that is quarantined.
+        if had != set(death.lost) - (set(death.quarantined) - had) or len(set(death.lost)) < len(death.lost):
             yield f"worker {death.pid} had {sorted(had)}, and {death.lost} are settled"
         for request in death.resumed:
             ask = facts.ask_of(request)
@@ -93,14 +96,16 @@ def _is_spent(death: Death, request: int, fruitless_max: int) -> bool:
 def restarts_keep_their_budget(facts: Facts) -> Iterator[str]:
     recovery = facts.schedule.config.recovery
     for death in facts.all(Death):
-        forgiven = [entry for entry in facts.all(Forgiven) if entry.model == death.model]
+        forgiven = facts.last_forgiven(death)
         counted = [
             other.weight
             for other in facts.all(Death)
             if other.model == death.model
             and not facts.before(death, other)
             and death.at_s - other.at_s < recovery.restart_window_s
-            and not any(facts.before(other, entry) and facts.before(entry, death) for entry in forgiven)
+            # Where another worker is there, a death asks for no restart, and costs none.
+            and (other.wait_s is not None or other is death)
+            and (forgiven is None or facts.before(forgiven, other))
         ]
         if sum(counted) > recovery.restarts_max and death.wait_s is not None:
             yield f"{death.model} starts again after deaths that weigh {sum(counted)}"
@@ -116,11 +121,8 @@ def nobody_starts_before_the_backoff_is_over(facts: Facts) -> Iterator[str]:
         if len(states) < 2 or states[0].state != "backoff" or death.wait_s is None:
             continue
         begun = states[1]
-        by_hand = any(
-            facts.before(death, entry) and facts.before(entry, begun)
-            for entry in facts.all(Forgiven)
-            if entry.model == death.model
-        )
+        forgiven = facts.last_forgiven(begun)
+        by_hand = forgiven is not None and facts.before(death, forgiven)
         if begun.state == "spawning" and not by_hand and begun.at_s < death.at_s + death.wait_s - EPSILON_S:
             yield f"{death.model} waits {begun.at_s - death.at_s:.3f} s of {death.wait_s:.3f} s"
 
@@ -133,17 +135,30 @@ def only_poison_is_quarantined(facts: Facts) -> Iterator[str]:
             innocent = ask is None or ask.prompt not in facts.schedule.poison_prompts
             if innocent and facts.schedule.blameless:
                 yield f"request {request} is quarantined, and was innocent"
-            earlier = [
-                other
-                for other in facts.all(Death)
-                if request in other.lost and other.blames and facts.before(other, death)
-            ]
-            if len(death.lost) > 1 or not earlier:
-                yield f"request {request} is quarantined with {death.lost} after {len(earlier)} deaths"
+            if len(death.lost) > 1 or not _was_there_before(facts, request, death):
+                yield f"request {request} is quarantined with {death.lost} at its first death"
     for answers in facts.answers.values():
         for answer in answers:
             if answer.kind == "quarantined" and not _is_known(facts, answer):
                 yield f"{answer.key} is refused as one that nobody has quarantined"
+
+
+def _was_there_before(facts: Facts, request: int, death: Death) -> bool:
+    """Whether a worker had the same, whoever sent it, and died in a way that it can have caused."""
+    asked = facts.accepted[request]
+    ask = facts.ask_of(request)
+    same = [
+        other
+        for other, submitted in facts.accepted.items()
+        if submitted.model == asked.model
+        and (other == request or ((another := facts.ask_of(other)) and ask and another.prompt == ask.prompt))
+    ]
+    return any(
+        earlier.blames and facts.before(earlier, death) and earlier.pid == order.pid
+        for earlier in facts.all(Death)
+        for other in same
+        for order in facts.given[other]
+    )
 
 
 def _is_known(facts: Facts, answer: Answered) -> bool:
@@ -155,28 +170,45 @@ def _is_known(facts: Facts, answer: Answered) -> bool:
     )
 
 
-def poison_is_found(facts: Facts) -> Iterator[str]:
-    kills: dict[int, int] = {}
+def poison_ends_two_workers_at_most(facts: Facts) -> Iterator[str]:
+    """However often the same is sent, unless it is let in again by hand."""
+    # What is sent again after that is another one's first.
+    is_short = facts.schedule.config.recovery.suspect_memory_s < 60.0
+    kills: Counter[int] = Counter()
+    copies: Counter[tuple[str, str]] = Counter()
     for struck in facts.all(Struck):
         # Nobody knows how far it had come in a worker whose output had ended before.
         if struck.request is not None and len(facts.struck[struck.pid]) == 1:
-            kills[struck.request] = kills.get(struck.request, 0) + 1
+            ask = facts.asks[facts.accepted[struck.request].key]
+            kills[struck.request] += 1
+            copies[ask.model, ask.prompt] += 1
     for request, count in kills.items():
         if count > _POISON_DEATHS_MAX:
             yield f"request {request} ends {count} workers"
-    for submitted in facts.submitted.values():
+    for (model, prompt), count in copies.items():
+        if count > _COPIES_DEATHS_MAX and not _is_forgiven(facts) and not is_short:
+            yield f"{prompt} ends {count} workers of {model}"
+
+
+def who_is_quarantined_is_refused(facts: Facts) -> Iterator[str]:
+    if _is_forgiven(facts):
+        return
+    found = [
+        (death, guilty)
+        for death in facts.all(Death)
+        for request in death.quarantined
+        if (guilty := facts.ask_of(request)) is not None
+    ]
+    for submitted in facts.accepted.values():
         ask = facts.asks.get(submitted.key)
-        if ask is None or submitted.refused is not None:
-            continue
-        for death in facts.all(Death):
-            for request in death.quarantined:
-                guilty = facts.ask_of(request)
-                if (
-                    guilty is not None
-                    and (guilty.prompt, guilty.model) == (ask.prompt, ask.model)
-                    and facts.before(death, submitted)
-                ):
-                    yield f"{ask.key} is accepted, and was quarantined as request {request}"
+        for death, guilty in found:
+            same = ask is not None and (guilty.prompt, guilty.model) == (ask.prompt, ask.model)
+            if same and facts.before(death, submitted):
+                yield f"{submitted.key} is accepted, and was quarantined as {guilty.key}"
+
+
+def _is_forgiven(facts: Facts) -> bool:
+    return any(question.method == "model/forgive" for question in facts.questions.values())
 
 
 def suspects_begin_alone(facts: Facts) -> Iterator[str]:

@@ -6,7 +6,7 @@ from mlxsup.protocol.errors import ErrorKind
 from tests.fakes.memory_worker import full_text, question_tokens
 from tests.simulation.checks.facts import EPSILON_S, Facts
 from tests.simulation.history import Answered, Asked, Cancelled, Closed, Death, Phase, Stray, Told
-from tests.simulation.schedule import Ask
+from tests.simulation.schedule import REFUSED, Ask
 
 _OBEYS_S = 0.1
 # Behind the tokens that a worker has computed, the text of so many of them.
@@ -20,7 +20,12 @@ _NO_WORKER = {
     ErrorKind.WORKER_DIED,
     ErrorKind.CANCELLED,
 }
-_GENERATION = _NO_WORKER | {ErrorKind.OVERLOADED, ErrorKind.DEADLINE_EXCEEDED, ErrorKind.QUARANTINED}
+_GENERATION = _NO_WORKER | {
+    ErrorKind.OVERLOADED,
+    ErrorKind.DEADLINE_EXCEEDED,
+    ErrorKind.QUARANTINED,
+    ErrorKind.INVALID_PARAMS,
+}
 _KINDS: dict[str, set[ErrorKind]] = {
     "generate": _GENERATION,
     "tokenize": _NO_WORKER,
@@ -143,8 +148,10 @@ def errors_have_a_kind_and_a_cause(facts: Facts) -> Iterator[str]:
 def _has_cause(facts: Facts, key: str, answer: Answered) -> bool:
     match answer.kind:
         case ErrorKind.CIRCUIT_OPEN:
-            return _asked_before(facts, answer, "model/breaker") or any(
-                facts.before(death, answer) for death in facts.all(Death)
+            return (
+                facts.schedule.panics > 0
+                or _asked_before(facts, answer, "model/breaker")
+                or any(facts.before(death, answer) for death in facts.all(Death))
             )
         case ErrorKind.MODEL_LOAD_FAILED | ErrorKind.MODEL_NOT_FOUND:
             return _loads_may_fail(facts)
@@ -160,6 +167,8 @@ def _has_cause(facts: Facts, key: str, answer: Answered) -> bool:
         case ErrorKind.SHUTTING_DOWN:
             end_s = facts.phase_s("shutdown")
             return end_s is not None and end_s <= answer.at_s + EPSILON_S
+        case ErrorKind.INVALID_PARAMS:
+            return key not in facts.asks or facts.asks[key].prompt.startswith(REFUSED)
         case ErrorKind.LIMIT_EXCEEDED:
             return facts.schedule.config.server.in_flight_requests_max < 10
     return True
@@ -219,6 +228,26 @@ def cancels_are_obeyed(facts: Facts) -> Iterator[str]:
         for ended in facts.ended[submitted.request]:
             if ended.at_s > cancelled.at_s + _OBEYS_S:
                 yield f"{cancelled.key} goes on for {ended.at_s - cancelled.at_s:.3f} s after its cancel"
+
+
+def nobody_is_cut_off_before_the_drain_is_over(facts: Facts) -> Iterator[str]:
+    """Who is computed when the supervisor begins to end, unless somebody is in a hurry, or its worker is not well."""
+    begun = next((phase for phase in facts.all(Phase) if phase.name == "shutdown"), None)
+    by_force = any(
+        question.method == "model/unload" and question.params["force"]
+        for question in facts.questions.values()
+    )
+    if begun is None or facts.is_hurried or by_force:
+        return
+    for request, ends in facts.ended.items():
+        orders = facts.orders[request]
+        for ended in ends:
+            early = (
+                ended.outcome == ErrorKind.SHUTTING_DOWN
+                and ended.at_s < begun.at_s + begun.drain_s - EPSILON_S
+            )
+            if early and orders and not facts.struck[orders[-1].pid]:
+                yield f"{facts.accepted[request].key} is cut off {begun.at_s + begun.drain_s - ended.at_s:.3f} s early"
 
 
 def what_is_accepted_ends_once(facts: Facts) -> Iterator[str]:

@@ -56,7 +56,7 @@ def requests_are_in_one_worker_at_a_time(facts: Facts) -> Iterator[str]:
             yield f"{ask.key} wants no other worker, and gets {len(orders)}"
         for earlier, later in pairwise(orders):
             died = facts.died.get(earlier.pid)
-            if died is None or not facts.before(died, later):
+            if earlier.pid not in facts.undead and (died is None or not facts.before(died, later)):
                 yield f"request {request} is given to {later.pid} while {earlier.pid} has it"
 
 
@@ -66,6 +66,7 @@ def two_live_at_most(facts: Facts) -> Iterator[str]:
         lives = alive[loading.model]
         lives -= {pid for pid in lives if pid in facts.died and facts.before(facts.died[pid], loading)}
         lives.add(loading.pid)
+        lives -= facts.undead
         if len(lives) > _LIVES_MAX:
             yield f"{loading.model} has {len(lives)} workers at {loading.at_s:.3f} s"
 
@@ -97,5 +98,5 @@ def _may_be_broken(facts: Facts, pid: int) -> bool:
 
 def all_have_ended(facts: Facts) -> Iterator[str]:
     for pid in facts.spawned:
-        if pid not in facts.died:
+        if pid not in facts.died and pid not in facts.undead:
             yield f"worker {pid} never ends"
