@@ -8,7 +8,7 @@ import trio
 from msgspec.structs import replace
 from trio.testing import MockClock
 
-from mlxsup.config.schema import Model
+from mlxsup.config.schema import Model, Recovery
 from mlxsup.protocol import worker_link
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason, GenerationResult
@@ -382,7 +382,9 @@ async def test_a_request_too_large_for_the_link_is_refused_and_the_worker_lives(
         stage.runner.submit(make_request(large, prompt="x" * 1000))
         with pytest.raises(RpcError, match="too large"):
             await stage.runner.call("tokenize", {"text": "x" * 1000}, dict)
-        await trio.sleep(10)
+        # Nothing was sent that the worker would have to take up.
+        await trio.sleep(2 * Recovery().pickup_s)
+        assert len(stage.shop.workers) == 1
 
     assert large.failure.kind is ErrorKind.LIMIT_EXCEEDED
     assert small.text == full_text("p", 20)
