@@ -21,9 +21,10 @@ from tests.process.recovery.stand import Stand, start_stand
 
 HEARTBEAT_S = 0.1
 # Of a process that says nothing any more, since native code has the interpreter lock.
-SILENCE_S = 0.8
-# Of a step that does not end, while heartbeats come.
-STEP_S = 0.5
+SILENCE_S = 2.0
+# Of a step that does not end, while heartbeats come. Both are long enough for the healthy worker beside it, whose machine
+# may be busy.
+STEP_S = 1.5
 KINDS = (FaultKind.HANG_WITH_GIL, FaultKind.SPIN_WITH_GIL, FaultKind.HANG, FaultKind.SPIN)
 _TOKENS = 20
 # Of one supervisor, which the kernel ends after a while.
