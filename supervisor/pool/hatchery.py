@@ -64,10 +64,6 @@ class Hatchery:
             return unborn
         return None
 
-    @property
-    def spares(self) -> int:
-        return len(self._spares)
-
     async def keep_spares(self) -> None:
         """Keep as many ready as the configuration says; until cancelled, then end them."""
         patience_s = _PATIENCE_S

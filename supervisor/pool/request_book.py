@@ -6,7 +6,7 @@ Rule 3: whoever takes a worker away calls `lose_worker` and decides about each r
 with `resume`, or an end with `fail`. Rule 4: while a request is suspected of killing workers, it is computed alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -162,9 +162,6 @@ class RequestBook:
     def fail_queued(self, error: RpcError) -> None:
         while (request := self._queue.pop()) is not None:
             self.fail(request, error)
-
-    def waiting(self) -> Iterator[GenerationRequest]:
-        return iter(self._queue)
 
     def _fill(self, now_s: float) -> None:
         while self._port is not None:

@@ -121,9 +121,6 @@ class PoisonWatch:
             return None
         return self._quarantined.get(request_digest(model, order))
 
-    def listed(self) -> list[QuarantinedRequest]:
-        return list(self._quarantined.values())
-
     @property
     def has_suspects(self) -> bool:
         return bool(self._suspects)

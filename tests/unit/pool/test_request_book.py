@@ -181,7 +181,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def each_is_in_one_place_until_it_ends(self) -> None:
-        waiting = [request.id for request in self.book.waiting()]
+        waiting = [request.id for request in self.book._queue]
         flying = [request.id for port in self.ports for request in self.book.in_flight(port)]
         assert len(waiting) == self.book.queued
         assert len(set(waiting + flying)) == len(waiting) + len(flying)

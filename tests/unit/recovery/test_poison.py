@@ -31,6 +31,11 @@ def watch(quarantine_max: int = 100) -> PoisonWatch:
     return PoisonWatch(CLEAR, quarantine_max, MEMORY_S)
 
 
+def quarantined(poison: PoisonWatch) -> list[str]:
+    """Digests, oldest first."""
+    return list(poison._quarantined)
+
+
 def entry(digest: str) -> QuarantinedRequest:
     return QuarantinedRequest(digest=digest, model="m", deaths=2, death_class="aborted")
 
@@ -43,7 +48,7 @@ def test_a_first_death_makes_suspects_of_all_and_quarantines_nobody() -> None:
     assert poison.is_suspect(a)
     assert poison.is_suspect(b)
     assert not poison.is_suspect(elsewhere)
-    assert poison.listed() == []
+    assert quarantined(poison) == []
 
 
 def test_a_suspect_that_is_alone_at_a_second_death_is_refused_from_then_on() -> None:
@@ -70,7 +75,7 @@ def test_released_requests_of_one_model_may_try_again_and_others_may_not() -> No
 
     assert poison.release("m") == {request_digest("m", request.order)}
     assert poison.find("m", request.order) is None
-    assert [kept.digest for kept in poison.listed()] == ["of another"]
+    assert quarantined(poison) == ["of another"]
 
 
 def test_alone_once_is_not_enough() -> None:
@@ -87,7 +92,7 @@ def test_two_at_a_second_death_are_both_only_suspects() -> None:
     poison.note_death([a, b], "aborted", 0.0)
 
     assert poison.note_death([a, b], "aborted", 0.0) == []
-    assert poison.listed() == []
+    assert quarantined(poison) == []
 
 
 def test_a_suspect_that_gets_on_from_where_it_was_is_cleared() -> None:
@@ -176,7 +181,7 @@ def test_in_company_no_number_of_deaths_makes_anybody_guilty() -> None:
         for copy in copies:
             ended(poison, copy)
 
-    assert poison.listed() == []
+    assert quarantined(poison) == []
 
 
 @pytest.mark.parametrize("completes", [True, False])
@@ -250,9 +255,9 @@ def test_released_by_hand_nothing_that_is_sent_is_a_suspect() -> None:
 def test_the_oldest_entries_go_when_there_are_too_many(numbers: list[int], quarantine_max: int) -> None:
     poison = PoisonWatch(CLEAR, quarantine_max, MEMORY_S, [entry(str(number)) for number in numbers])
 
-    assert len(poison.listed()) == min(quarantine_max, len(set(numbers)))
+    assert len(quarantined(poison)) == min(quarantine_max, len(set(numbers)))
     if numbers:
-        assert str(numbers[-1]) in {kept.digest for kept in poison.listed()}
+        assert str(numbers[-1]) in quarantined(poison)
 
 
 def test_what_was_known_before_is_refused_again() -> None:
