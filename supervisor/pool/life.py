@@ -256,7 +256,13 @@ class Life:
 
     async def _watch_progress(self, worker: Worker) -> None:
         stall = await self._watch.run(worker.pid, lambda: self._owner.sampled(self))
-        _log.error("worker %d is stuck while %s: %s", worker.pid, self.state, stall.reason)
+        _log.error(
+            "worker %d is stuck while %s: %s (%.1f s are allowed)",
+            worker.pid,
+            self.state,
+            stall.reason,
+            stall.budget_s,
+        )
         # It may go on for a while before it ends, and gets nothing any more.
         self._owner.draining(self)
         await worker.end_stalled()
