@@ -111,6 +111,9 @@ class Finale:
 
     async def _end(self) -> None:
         drain_ms = self._world.schedule.drain_ms
+        if self._service.shutdown_asked.is_set():
+            # Another one would only end its patience.
+            return
         if drain_ms is None:
             self._world.terminate()
         else:

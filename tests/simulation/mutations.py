@@ -16,8 +16,9 @@ from mlxsup.supervisor.pool.queue import RequestQueue
 from mlxsup.supervisor.pool.request_book import RequestBook
 from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.pool.stderr_tail import StderrTail
+from mlxsup.supervisor.pool.stop_ladder import StopLadder
 from mlxsup.supervisor.pool.succession import Succession
-from mlxsup.supervisor.pool.worker import Worker
+from mlxsup.supervisor.pool.turn import Turn
 from mlxsup.supervisor.recovery import aftermath
 from mlxsup.supervisor.recovery.breaker import CircuitBreaker
 from mlxsup.supervisor.recovery.gate import Gate
@@ -160,11 +161,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("neighbours of poison are quarantined", PoisonWatch, "note_death", _all_who_were_there),
     Mutation("suspects are not computed alone", PoisonWatch, "is_suspect", _instead(False)),
     Mutation("quarantine is forgotten", PoisonWatch, "find", _instead()),
-    Mutation("restarts wait for nothing", Succession, "_wait_turn", _wait_not),
+    Mutation("restarts wait for nothing", Turn, "delay", _instead()),
     Mutation("the budget of restarts is endless", RestartPolicy, "note_death", _always_once_more),
     Mutation("a third worker while one drains", Succession, "_recycle", _a_third),
     Mutation("hangs are not seen", Watchdog, "check", _instead()),
-    Mutation("nobody is killed", Worker, "kill", _wait_not),
+    Mutation("nobody is killed", StopLadder, "kill", _wait_not),
     Mutation("what a worker wrote is not read", StderrTail, "feed", _instead([])),
     Mutation("a spare belongs to nobody", Hatchery, "_add_spare", _and_one_for_nobody),
     Mutation("a breaker is not held open", CircuitBreaker, "force_open", _instead()),
