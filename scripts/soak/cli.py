@@ -104,9 +104,14 @@ def _run(soak: "Soak", *, as_json: bool) -> int:
 @click.argument("orders", type=click.Path(path_type=Path))
 @click.option("--faulty", is_flag=True, help="The faulty worker's engine, with ARGUMENTS.")
 @click.option("--warm-s", default=0.0, help="How much longer a warm-up takes.")
+@click.option(
+    "--margins", type=click.Path(path_type=Path), help="Where texts that rounding decides are told."
+)
 @click.argument("arguments", nargs=-1)
-def worker(orders: Path, faulty: bool, warm_s: float, arguments: tuple[str, ...]) -> None:
+def worker(
+    orders: Path, faulty: bool, warm_s: float, margins: Path | None, arguments: tuple[str, ...]
+) -> None:
     """A worker that does to itself what ORDERS tells it."""
     from scripts.soak.worker import run
 
-    run(orders, arguments if faulty else None, warm_s)
+    run(orders, arguments if faulty else None, warm_s, margins)

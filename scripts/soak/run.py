@@ -24,7 +24,7 @@ from scripts.soak.schedule import episodes
 from scripts.soak.setting import MODEL, OTHER, Soak, numbered
 from scripts.soak.sight import Holdings, Sight, noticed_stalls
 from scripts.soak.striker import Scene, Striker
-from scripts.soak.undisturbed import undisturbed
+from scripts.soak.undisturbed import Watched, undisturbed, watch
 
 _ORDERS = 16
 _PROGRESS_S = 10.0
@@ -58,10 +58,14 @@ def run_soak(soak: Soak, folder: Path, model_folder: Path, say: Say) -> Findings
     findings = Findings(history=History(MODEL))
     orders = folder / "orders"
     orders.mkdir()
+    watched = None
+    if soak.model is not None:
+        say(f"computing {_ORDERS} texts, to find those that rounding decides")
+        watched = watch(soak, folder / "watched", model_folder, model_params(soak.seed, _ORDERS))
     began_s = time.monotonic()
     with running_supervisor(folder, soak.tables(orders, model_folder), {"HOME": str(folder)}) as child:
         sight = Sight(child.process, folder)
-        trio.run(_Run(soak, child, sight, orders, model_folder, findings, say).run)
+        trio.run(_Run(soak, child, sight, orders, model_folder, watched, findings, say).run)
     findings.seconds = time.monotonic() - began_s
     findings.leftovers = sight.leftovers()
     findings.noticed = noticed_stalls(folder / LOG)
@@ -78,6 +82,7 @@ class _Run:
         sight: Sight,
         orders: Path,
         model_folder: Path,
+        watched: Watched | None,
         findings: Findings,
         say: Say,
     ) -> None:
@@ -86,6 +91,7 @@ class _Run:
         self._sight = sight
         self._orders = orders
         self._model_folder = model_folder
+        self._watched = watched
         self._findings = findings
         self._say = say
         self._bare_due = 0
@@ -131,13 +137,11 @@ class _Run:
 
     async def _prepare(self) -> None:
         """The texts that a real model gives where nothing dies."""
-        soak = self._soak
-        if soak.model is None:
+        if self._watched is None:
             return
-        self._say(f"computing {_ORDERS} texts, twice, while nothing dies")
-        found = await undisturbed(
-            self._scene.client, MODEL, model_params(soak.seed, _ORDERS), soak.streams, soak.pace.limit_s
-        )
+        soak = self._soak
+        self._say("computing them again, while nothing dies")
+        found = await undisturbed(self._scene.client, self._watched, soak.streams, soak.pace.limit_s)
         self._catalogue, self._findings.unstable = found.orders, found.unstable
 
     def _stream(self, seed: int) -> itertools.chain[Order]:

@@ -89,6 +89,12 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
             return keys | {"command": command}
         return keys
 
+    def watching_tables(self, orders: Path, margins: Path, folder: Path) -> dict[str, dict[str, Any]]:
+        """For a supervisor whose worker finds the texts that rounding decides."""
+        command = [sys.executable, "-P", str(FOLDER), "worker", str(orders), "--margins", str(margins)]
+        keys = self.worker_keys(orders) | {"command": command, "spares": 0}
+        return {"worker": keys, f"models.{MODEL}": {"source": str(folder)}}
+
     def tables(self, orders: Path, folder: Path) -> dict[str, dict[str, Any]]:
         """The supervisor's whole configuration; both models are the one in `folder`."""
         model = {"source": str(folder)}

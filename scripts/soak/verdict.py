@@ -221,7 +221,7 @@ def _settings_table(soak: Soak, findings: Findings) -> Table:
     rows = [("run again", soak.command), ("[recovery]", keys)]
     if findings.interrupted:
         rows.append(("interrupted", "by a person, before all deaths were done"))
-    rows += [("left out: differs in company", str(params)) for params in findings.unstable]
+    rows += [("left out: rounding decides it", str(params)) for params in findings.unstable]
     rows += [("trouble", findings.trouble)] if findings.trouble else []
     rows += [("misnamed", _misnamed(strike)) for strike in findings.history.strikes if _is_misnamed(strike)]
     rows += [("nobody's", death) for death in findings.history.stray_deaths[:_WRONG_SHOWN]]

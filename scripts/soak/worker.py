@@ -95,22 +95,32 @@ def _segfault() -> NoReturn:
     read_null()
 
 
-def run(orders: Path, faulty: tuple[str, ...] | None, warm_s: float) -> NoReturn:
-    """`faulty` are the arguments of the faulty worker, None for the real engine. A warm-up takes `warm_s` longer."""
+def run(orders: Path, faulty: tuple[str, ...] | None, warm_s: float, margins: Path | None) -> NoReturn:
+    """`faulty` are the arguments of the faulty worker, None for the real engine. A warm-up takes `warm_s` longer.
+
+    With `margins` the real engine finds the texts that rounding decides, and tells them there.
+    """
     pipes = claim_pipes()
     obedience = Obedience(orders, warm_s)
 
     # Nothing that could print may be imported before the pipes are safe.
     from mlxsup.worker.process import run_worker
 
-    import_engine = _import_text_engine if faulty is None else _faulty_engine(pipes, faulty)
+    import_engine = _text_engine(margins) if faulty is None else _faulty_engine(pipes, faulty)
     run_worker(pipes, lambda: obedience.around(import_engine()))
 
 
-def _import_text_engine() -> LoadEngine:
-    from mlxsup.worker.engine.text import TextEngine
+def _text_engine(margins: Path | None) -> Callable[[], LoadEngine]:
+    def import_engine() -> LoadEngine:
+        from mlxsup.worker.engine.text import TextEngine
 
-    return TextEngine.load
+        if margins is not None:
+            from scripts.soak.margins import watch_margins
+
+            watch_margins(margins)
+        return TextEngine.load
+
+    return import_engine
 
 
 def _faulty_engine(pipes: Pipes, arguments: tuple[str, ...]) -> Callable[[], LoadEngine]:
