@@ -79,11 +79,11 @@ def _run(soak: "Soak", *, as_json: bool) -> int:
 
     from scripts.benchmarks.report import Report
     from scripts.soak.run import run_soak
-    from scripts.soak.setting import find_model
+    from scripts.soak.setting import PROGRAM, find_model
     from scripts.soak.verdict import judge
 
     logging.basicConfig(level=logging.ERROR)
-    report = Report("", soak.seed, "scripts/chaos")
+    report = Report(soak.arguments, soak.seed, PROGRAM)
     report.say(f"seed {soak.seed}; to run it again: {soak.command}")
     folder = Path(tempfile.mkdtemp(prefix="mlxsup-chaos-"))
     findings = run_soak(soak, folder, find_model(soak), report.say)

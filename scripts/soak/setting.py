@@ -15,6 +15,7 @@ from mlxsup.supervisor.models.pull import pull
 from scripts.soak.causes import NATURES, Cause
 from scripts.soak.striker import Pace
 
+PROGRAM = "scripts/chaos"
 MODEL = "struck"
 OTHER = "other"
 
@@ -61,18 +62,17 @@ class Soak(msgspec.Struct, frozen=True, kw_only=True):
         return 0.25 if self.model is None else 1.0
 
     @property
-    def command(self) -> str:
-        """That runs it again."""
-        words = [
-            "scripts/chaos",
-            f"--deaths {self.deaths}",
-            f"--seed {self.seed}",
-            f"--streams {self.streams}",
-        ]
+    def arguments(self) -> str:
+        """Of the command that runs it again."""
+        words = [f"--deaths {self.deaths}", f"--seed {self.seed}", f"--streams {self.streams}"]
         words += [f"--model {self.model}"] if self.model else []
         words += [f"--cause {cause}" for cause in self.causes]
         words += [] if self.other_streams else ["--no-second-model"]
         return " ".join(words)
+
+    @property
+    def command(self) -> str:
+        return f"{PROGRAM} {self.arguments}"
 
     def worker_keys(self, orders: Path) -> dict[str, Any]:
         """Of `[worker]`. A real model's worker is the real program, unless it has to obey."""

@@ -61,8 +61,7 @@ def judge(soak: Soak, findings: Findings) -> Section:
     if findings.bare:
         tables.append(_parts_table(findings, figures))
     if figures.wrong:
-        rows = [(str(wrong["error"]), str(wrong["faults"]), str(wrong["params"])) for wrong in figures.wrong]
-        tables.append(Table("Requests that went wrong", ("error", "faults", "params"), rows))
+        tables.append(_wrong_table(figures.wrong))
     return Section("soak", figures, tables, _goals(soak, findings, figures))
 
 
@@ -217,15 +216,22 @@ def _beats_to_notice(soak: Soak, findings: Findings) -> list[float]:
 
 
 def _settings_table(soak: Soak, findings: Findings) -> Table:
-    keys = ", ".join(f"{name} = {value}" for name, value in RECOVERY.items())
-    rows = [("run again", soak.command), ("[recovery]", keys)]
-    if findings.interrupted:
-        rows.append(("interrupted", "by a person, before all deaths were done"))
-    rows += [("left out: rounding decides it", str(params)) for params in findings.unstable]
-    rows += [("trouble", findings.trouble)] if findings.trouble else []
-    rows += [("misnamed", _misnamed(strike)) for strike in findings.history.strikes if _is_misnamed(strike)]
-    rows += [("nobody's", death) for death in findings.history.stray_deaths[:_WRONG_SHOWN]]
-    return Table("Setting", ("", ""), rows)
+    lines = [f"[recovery] {name} = {value}" for name, value in RECOVERY.items()]
+    lines += [f"left out, rounding decides its text: {params}" for params in findings.unstable]
+    lines += ["interrupted by a person, before all deaths were done"] if findings.interrupted else []
+    lines += [f"trouble: {findings.trouble}"] if findings.trouble else []
+    lines += [f"misnamed: {_misnamed(strike)}" for strike in findings.history.strikes if _is_misnamed(strike)]
+    lines += [f"nobody caused: {death}" for death in findings.history.stray_deaths[:_WRONG_SHOWN]]
+    return _text("Setting", [f"to run it again: {soak.command}", *lines])
+
+
+def _wrong_table(wrong: list[dict[str, Any]]) -> Table:
+    lines = [f"{one['error'] or ', '.join(one['faults'])}: {one['model']}, {one['params']}" for one in wrong]
+    return _text("Requests that went wrong", lines)
+
+
+def _text(title: str, lines: list[str]) -> Table:
+    return Table(title, (lines[0],), [(line,) for line in lines[1:]])
 
 
 def _requests_table(figures: Figures) -> Table:
