@@ -1,12 +1,7 @@
 """One worker process: spawned, talked to, stopped, and always waited for.
 
 Three tasks serve it: a writer, a reader, and one that drains stderr from spawn to the end, since a worker that
-blocks on a full pipe can neither work nor stop. Whoever sends only appends to a buffer: a frame is never torn by
-a cancelled sender.
-
-The stop ladder, each rung with its own grace, climbed only while the process lives: `shutdown` and the end of its
-input, which a worker obeys between two steps of its batch; SIGTERM and SIGCONT; SIGKILL to its process group. On a
-Mac a hard kill can strand wired memory until a reboot, so it is last.
+blocks on a full pipe can neither work nor stop.
 """
 
 import logging
@@ -21,11 +16,18 @@ import trio
 
 from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
-from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.framing import Frame, LineDecoder
+from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.jsonrpc import Response, encode_notification, encode_request, parse_message
+from mlxsup.supervisor.pool.frame_pipes import (
+    PIPE_CLOSED,
+    READ_BYTES,
+    FrameWriter,
+    LinkFaultError,
+    read_frames,
+)
 from mlxsup.supervisor.pool.process import ChildProcess, process_name
 from mlxsup.supervisor.pool.stderr_tail import StderrTail
+from mlxsup.supervisor.pool.stop_ladder import StopLadder
 from mlxsup.supervisor.recovery.oom_evidence import OomEvidence
 from mlxsup.supervisor.recovery.signal_origin import Origin, read_origin
 
@@ -33,20 +35,13 @@ _log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-_READ_BYTES = 256 * 1024
 # A grandchild that inherited stderr can hold it open long after the worker's death.
 _STDERR_GRACE_S = 0.25
-# faulthandler writes the stacks of all threads from its signal handler.
-_DUMP_S = 0.2
 _CLOSED_GRACE_S = 2.0
 
 
 class WorkerGoneError(Exception):
     """The worker ended, or broke the protocol, before it answered."""
-
-
-class LinkFaultError(Exception):
-    """The worker sent what is not the worker protocol."""
 
 
 class Handlers(msgspec.Struct, frozen=True):
@@ -72,9 +67,9 @@ class Worker:
         self._process = process
         self._config = config
         self._handlers = _NO_HANDLERS
-        self._outgoing = bytearray()
-        self._wake_writer = trio.Event()
-        self._end_input = False
+        self._writer = FrameWriter(process.stdin)
+        self._serving = trio.CancelScope()
+        self._ladder = StopLadder(process, config, self._stop_serving)
         self._calls: dict[int, Callable[[Response | None], None]] = {}
         self._last_call_id = 0
         self.hello: link.Hello | None = None
@@ -90,7 +85,6 @@ class Worker:
         self.killed_for_memory: bool | None = None
         self._oom = OomEvidence(process.oom_kills())
         self._decode_step = msgspec.json.Decoder(link.Step).decode
-        self._serving = trio.CancelScope()
 
     @property
     def pid(self) -> int:
@@ -111,10 +105,10 @@ class Worker:
 
     def send_request(self, id: int, method: str, params: Any) -> None:
         """The answer goes to `handlers.answer`. Ids are the caller's, above zero."""
-        self._send(encode_request(id, method, params))
+        self._writer.put(encode_request(id, method, params))
 
     def send_notification(self, method: str, params: Any) -> None:
-        self._send(encode_notification(method, params))
+        self._writer.put(encode_notification(method, params))
 
     async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
         """Ask and wait for the answer.
@@ -137,7 +131,7 @@ class Worker:
             raise WorkerGoneError
         self._calls[id] = settle
         try:
-            self._send(encode_request(id, method, params))
+            self._writer.put(encode_request(id, method, params))
             await answered.wait()
         finally:
             self._calls.pop(id, None)
@@ -164,68 +158,19 @@ class Worker:
     async def stop(self) -> None:
         """Climb the stop ladder until the process has ended and its pipes are read; shielded, bounded by the graces."""
         with trio.CancelScope(shield=True):
-            await self._climb()
+            await self._ladder.climb(self._tell_to_end)
             await self.gone.wait()
 
-    async def _climb(self) -> None:
-        config = self._config
-        if self.returncode is None:
-            shutdown = link.Shutdown(grace_s=config.exit_grace_s + config.term_grace_s)
-            self.send_notification(link.SHUTDOWN, shutdown)
-            self._close_input()
-            if await self._ended_within(config.exit_grace_s):
-                return
-            _log.warning("worker %d has not ended by itself: sending SIGTERM", self.pid)
-            self._process.signal_group(signal.SIGTERM)
-            self._process.signal_group(signal.SIGCONT)
-            if await self._ended_within(config.term_grace_s):
-                return
-            await self.kill()
+    def _tell_to_end(self) -> None:
+        grace_s = self._config.exit_grace_s + self._config.term_grace_s
+        self.send_notification(link.SHUTDOWN, link.Shutdown(grace_s=grace_s))
+        self._writer.close()
 
     async def end_stalled(self) -> None:
-        """End a worker that gets nowhere: its stacks first, so that somebody can see why."""
+        """End a worker that gets nowhere: its stacks first, so that somebody can see why; shielded as `stop`."""
         with trio.CancelScope(shield=True):
-            # A stopped process dumps nothing before it goes on, and then it is told to end in the same moment.
-            self._process.signal_group(signal.SIGUSR1)
-            if not await self._ended_within(_DUMP_S):
-                self._process.signal_group(signal.SIGTERM)
-                self._process.signal_group(signal.SIGCONT)
-                if not await self._ended_within(self._config.term_grace_s):
-                    await self.kill()
+            await self._ladder.end_stalled()
             await self.gone.wait()
-
-    async def kill(self) -> None:
-        """The last rung: SIGKILL to the whole group."""
-        with trio.CancelScope(shield=True):
-            _log.warning("killing worker %d", self.pid)
-            self._process.signal_group(signal.SIGKILL)
-            if not await self._ended_within(self._config.kill_grace_s):
-                _log.error(
-                    "worker %d survives SIGKILL: the kernel holds it, and nobody waits for it", self.pid
-                )
-                self._serving.cancel()
-
-    async def _ended_within(self, grace_s: float) -> bool:
-        with trio.move_on_after(grace_s):
-            await self._process.wait()
-        return self._process.returncode is not None
-
-    def _send(self, frame: bytes) -> None:
-        """Raises RpcError LIMIT_EXCEEDED for what the worker would take for a broken protocol."""
-        if len(frame) > link.FRAME_BYTES_MAX:
-            raise RpcError(
-                ErrorKind.LIMIT_EXCEEDED,
-                "the request is too large to be handed to a worker; send less at once",
-            )
-        if self._end_input:
-            return
-        self._outgoing += frame
-        self._outgoing += b"\n"
-        self._wake_writer.set()
-
-    def _close_input(self) -> None:
-        self._end_input = True
-        self._wake_writer.set()
 
     async def run(self) -> None:
         """Serve the pipes until the process has ended, whatever is cancelled around; then `gone` is set."""
@@ -244,7 +189,7 @@ class Worker:
                 self.killed_for_memory = self._oom.rose(self._process.oom_kills())
                 # What it forked ends with it.
                 self._process.signal_group(signal.SIGKILL)
-                self._close_input()
+                self._writer.close()
                 # What it wrote before its end is still in the pipes, which a grandchild may keep open.
                 nursery.cancel_scope.deadline = trio.current_time() + _STDERR_GRACE_S
         finally:
@@ -257,33 +202,18 @@ class Worker:
             for settle in list(self._calls.values()):
                 settle(None)
 
+    def _stop_serving(self) -> None:
+        self._serving.cancel()
+
     async def _write(self) -> None:
-        stdin = self._process.stdin
         try:
-            while self._outgoing or not self._end_input:
-                if not self._outgoing:
-                    await self._wake_writer.wait()
-                self._wake_writer = trio.Event()
-                data, self._outgoing = self._outgoing, bytearray()
-                if data:
-                    await stdin.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._writer.run()
+        except PIPE_CLOSED:
             await self._expect_end("it closed its input")
-        finally:
-            self._end_input = True
-            await trio.aclose_forcefully(stdin)
 
     async def _read(self) -> None:
-        stdout = self._process.stdout
-        decoder = LineDecoder(link.FRAME_BYTES_MAX)
         try:
-            while chunk := await stdout.receive_some(_READ_BYTES):
-                for event in decoder.feed(bytes(chunk)):
-                    if not isinstance(event, Frame):
-                        raise LinkFaultError("a frame over the limit")
-                    self._take(event.data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            await read_frames(self._process.stdout, self._take)
         except LinkFaultError as fault:
             await self._break(str(fault))
             return
@@ -291,14 +221,14 @@ class Worker:
 
     async def _expect_end(self, what: str) -> None:
         """It should be ending, and its exit status says why; if it lives on, nobody can talk to it."""
-        if not await self._ended_within(_CLOSED_GRACE_S):
+        if not await self._ladder.ended_within(_CLOSED_GRACE_S):
             await self._break(f"{what} and lives on")
 
     async def _break(self, fault: str) -> None:
         """Nothing that it says from now on can be trusted."""
         self.fault = fault
         _log.error("worker %d broke the protocol: %s", self.pid, fault)
-        await self.kill()
+        await self._ladder.kill()
 
     def _take(self, frame: bytes) -> None:
         """Read it, and only then act on it: what goes wrong there is no fault of the worker's."""
@@ -345,11 +275,11 @@ class Worker:
     async def _drain_stderr(self) -> None:
         stderr = self._process.stderr
         try:
-            while chunk := await stderr.receive_some(_READ_BYTES):
+            while chunk := await stderr.receive_some(READ_BYTES):
                 for line in self.stderr.feed(bytes(chunk), trio.current_time()):
                     _log.debug("worker %d: %s", self.pid, line)
                     self._look_for_origin(line)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except PIPE_CLOSED:
             pass
         finally:
             self.stderr.finish()
