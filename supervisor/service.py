@@ -1,27 +1,25 @@
-"""What the methods do, whatever the transport: one function for each, and the one admission path for text."""
+"""What the methods about the server do, whatever the transport, and the one admission path for text."""
 
 import os
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import trio
 
 from mlxsup.config.schema import Config
-from mlxsup.protocol import generation, openrpc, service, worker_link
+from mlxsup.protocol import generation, openrpc, service
 from mlxsup.protocol.errors import ErrorKind, RpcError, shorten
 from mlxsup.protocol.methods import PROTOCOL_VERSION
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.generation.request import GenerationRequest, Sink
 from mlxsup.supervisor.generation.translate import make_order
 from mlxsup.supervisor.measure.counters import RequestCounters
-from mlxsup.supervisor.models.pull import pull
+from mlxsup.supervisor.model_methods import Caller, Handler, ModelMethods
 from mlxsup.supervisor.models.store import Store
-from mlxsup.supervisor.pool.attempt import OnProgress
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.pool import Pool
 from mlxsup.supervisor.pool.process import resident_bytes
@@ -32,14 +30,6 @@ _SEED_BITS = 63
 _VERSIONS = {name: version(name) for name in ("mlxsup", "mlx", "mlx-lm")}
 
 
-class Caller(Protocol):
-    """The call that a method answers, as far as the method needs it."""
-
-    def progress(self, value: dict[str, Any]) -> None: ...
-
-    def subscribe(self, topics: frozenset[str]) -> None: ...
-
-
 class Running(msgspec.Struct, frozen=True):
     """An accepted request for text, for the one who may cancel it."""
 
@@ -48,9 +38,6 @@ class Running(msgspec.Struct, frozen=True):
 
     def cancel(self) -> None:
         self.runner.cancel(self.request)
-
-
-Handler = Callable[[Any, Caller], Awaitable[Any]]
 
 
 class Service:
@@ -64,7 +51,6 @@ class Service:
     ) -> None:
         self._config = config
         self._pool = pool
-        self._store = store
         self._events = events
         self._nursery = nursery
         self._counters = RequestCounters()
@@ -74,7 +60,6 @@ class Service:
         self.connections = 0
         # Of the params of all requests that are not answered yet.
         self.params_bytes = 0
-        self._pulling = trio.Semaphore(config.server.pulls_max)
         self.shutdown_asked = trio.Event()
         self.hurry = trio.Event()
         self.drain_s = config.server.drain_s
@@ -85,16 +70,7 @@ class Service:
             "server/subscribe": self._subscribe,
             "server/shutdown": self._shutdown,
             "rpc.discover": self._discover,
-            "model/list": self._list,
-            "model/load": self._load,
-            "model/unload": self._unload,
-            "model/recycle": self._recycle,
-            "model/breaker": self._breaker,
-            "model/forgive": self._forgive,
-            "model/pull": self._pull,
-            "embed": self._embed,
-            "tokenize": self._tokenize,
-            "detokenize": self._detokenize,
+            **ModelMethods(config, pool, store).handlers,
         }
 
     @property
@@ -218,63 +194,6 @@ class Service:
     async def _discover(self, _: service.NoParams, __: Caller) -> dict[str, Any]:
         return openrpc.document(_VERSIONS["mlxsup"])
 
-    async def _list(self, _: service.NoParams, __: Caller) -> service.ModelList:
-        return service.ModelList(models=await self._pool.list())
-
-    async def _load(self, params: service.LoadParams, caller: Caller) -> service.ModelEntry:
-        runner = self._pool.runner(params.model)
-        await runner.load(pin=params.pin, options=params.options, on_progress=_report_load(caller))
-        return self._pool.entry(runner)
-
-    async def _unload(self, params: service.UnloadParams, _: Caller) -> service.NoResult:
-        await self._pool.runner(params.model).unload(force=params.force)
-        return service.NoResult()
-
-    async def _recycle(self, params: service.RecycleParams, caller: Caller) -> service.ModelEntry:
-        runner = self._pool.runner(params.model)
-        await runner.recycle(_report_load(caller))
-        return self._pool.entry(runner)
-
-    async def _breaker(self, params: service.BreakerParams, _: Caller) -> service.ModelEntry:
-        runner = self._pool.runner(params.model)
-        breaker = runner.gate.breaker
-        actions = {"reset": breaker.reset, "force_open": breaker.force_open, "disable": breaker.disable}
-        actions[params.action]()
-        return self._pool.entry(runner)
-
-    async def _forgive(self, params: service.ForgiveParams, _: Caller) -> service.ForgiveResult:
-        return service.ForgiveResult(requests=self._pool.forgive(params.model))
-
-    async def _pull(self, params: service.PullParams, caller: Caller) -> service.PullResult:
-        configured = self._config.models.get(params.model)
-        name = configured.source if configured is not None and configured.source else params.model
-        async with self._pulling:
-            pulled = await pull(
-                name,
-                store_root=self._store.root,
-                on_progress=lambda progress: caller.progress(msgspec.to_builtins(progress)),
-            )
-        return service.PullResult(path=str(pulled.path), digest=pulled.digest)
-
-    async def _embed(self, params: service.EmbedParams, _: Caller) -> service.EmbedResult:
-        self._pool.runner(params.model)
-        raise RpcError(
-            ErrorKind.UNSUPPORTED,
-            "`embed` is not supported by this model's engine; use an embedding model's own server",
-        )
-
-    async def _tokenize(self, params: service.TokenizeParams, _: Caller) -> service.TokenizeResult:
-        question = worker_link.Tokenize(text=params.text)
-        runner = self._pool.runner(params.model)
-        answer = await runner.call(worker_link.TOKENIZE, question, worker_link.Tokenized)
-        return service.TokenizeResult(tokens=answer.tokens)
-
-    async def _detokenize(self, params: service.DetokenizeParams, _: Caller) -> service.DetokenizeResult:
-        question = worker_link.Detokenize(tokens=params.tokens)
-        runner = self._pool.runner(params.model)
-        answer = await runner.call(worker_link.DETOKENIZE, question, worker_link.Detokenized)
-        return service.DetokenizeResult(text=answer.text)
-
 
 def _model_health(runner: ModelRunner) -> service.ModelHealth:
     snapshot = runner.snapshot()
@@ -282,10 +201,3 @@ def _model_health(runner: ModelRunner) -> service.ModelHealth:
     down = snapshot.state in (WorkerState.FAILED, WorkerState.QUARANTINED)
     reason = snapshot.reason or (refused.message if refused is not None else None)
     return service.ModelHealth(state=snapshot.state.value, reason=reason, ready=not down and refused is None)
-
-
-def _report_load(caller: Caller) -> OnProgress:
-    def report(progress: worker_link.LoadProgress) -> None:
-        caller.progress(msgspec.to_builtins(progress))
-
-    return report

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from mlxsup.protocol.framing import HEADERS, LINES, Framing
 from mlxsup.protocol.methods import METHODS, Method
-from mlxsup.supervisor.service import Handler
+from mlxsup.supervisor.model_methods import Handler
 from tests.unit.endpoint.in_memory import memory_supervisor
 
 PARSE_ERROR = {"code": -32700, "message": "Parse error"}
