@@ -135,6 +135,10 @@ def _one_token_more(right: Callable[..., Any]) -> Callable[..., Any]:
     return tell
 
 
+def _at_once(right: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda runner, _drain_s, hurry: right(runner, 0.0, hurry)
+
+
 def _a_third(_: Callable[..., Any]) -> Callable[..., Any]:
     """Of lives, whoever else drains."""
 
@@ -164,6 +168,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("restarts wait for nothing", Turn, "delay", _instead()),
     Mutation("the budget of restarts is endless", RestartPolicy, "note_death", _always_once_more),
     Mutation("a third worker while one drains", Succession, "_recycle", _a_third),
+    Mutation("a shutdown drains nothing", ModelRunner, "close", _at_once),
+    Mutation("an unload waits for nobody", Succession, "draining", _instead(False)),
     Mutation("hangs are not seen", Watchdog, "check", _instead()),
     Mutation("nobody is killed", StopLadder, "kill", _wait_not),
     Mutation("what a worker wrote is not read", StderrTail, "feed", _instead([])),
