@@ -43,7 +43,7 @@ def orders_go_on_where_the_last_one_ended(facts: Facts) -> Iterator[str]:
 def nothing_is_given_to_a_worker_that_is_being_ended(facts: Facts) -> Iterator[str]:
     ending: dict[int, float] = {}
     for entry in facts.history:
-        if isinstance(entry, Told | Signalled):
+        if isinstance(entry, Told | Signalled) and entry.pid not in facts.undead:
             ending.setdefault(entry.pid, entry.at_s)
         elif isinstance(entry, Order) and entry.at_s > ending.get(entry.pid, entry.at_s) + EPSILON_S:
             yield f"request {entry.request} is given to {entry.pid}, which is being ended"
