@@ -15,7 +15,7 @@ from tests.simulation.report import Tally
 from tests.simulation.stage import quiet
 from tests.simulation.world import play
 
-_CHUNK = 50
+_CHUNK = 25
 
 
 def run_schedules(

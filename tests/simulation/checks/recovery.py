@@ -13,7 +13,7 @@ _HUNG, _BROKEN = "hung", "protocol_broken"
 _FAULT_CLASSES = {
     Fault.STUCK: {_HUNG},
     Fault.MUTE: {_HUNG},
-    Fault.STOPPED: {_HUNG},
+    Fault.STOPPED: {_HUNG, "stopped"},
     Fault.GARBAGE: {_BROKEN},
     Fault.TORN: {_BROKEN},
     # Who says nothing any more may be found by its silence, before anybody wonders at the pipe.
