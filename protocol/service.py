@@ -135,9 +135,12 @@ class LoadOptions(_Params, frozen=True):
 
 
 class LoadParams(_Params, frozen=True):
+    """`forgive`: what is held against the model, such as its quarantine, is forgotten, since a person asks."""
+
     model: ModelName
     pin: bool | None = None
     options: LoadOptions | None = None
+    forgive: bool = True
 
 
 class UnloadParams(_Params, frozen=True):

@@ -50,7 +50,9 @@ class ModelMethods:
 
     async def _load(self, params: service.LoadParams, caller: Caller) -> service.ModelEntry:
         runner = self._pool.runner(params.model)
-        await runner.load(pin=params.pin, options=params.options, on_progress=_report_load(caller))
+        await runner.load(
+            pin=params.pin, options=params.options, forgive=params.forgive, on_progress=_report_load(caller)
+        )
         return self._pool.entry(runner)
 
     async def _unload(self, params: service.UnloadParams, _: Caller) -> service.NoResult:

@@ -47,7 +47,7 @@ NATURES: dict[Cause, Nature] = {
     Cause.BUS: Nature(signal=Signals.SIGBUS, blames=True, death_class="bus_error"),
     Cause.TERM: Nature(signal=Signals.SIGTERM, death_class="terminated"),
     Cause.EXIT0: Nature(inside=True, blames=True, death_class="clean_unexpected"),
-    Cause.STOP: Nature(signal=Signals.SIGSTOP, blames=True, death_class="hung"),
+    Cause.STOP: Nature(signal=Signals.SIGSTOP, death_class="stopped"),
     # The class is that of the words.
     Cause.METAL: Nature(inside=True, blames=True),
 }

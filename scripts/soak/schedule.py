@@ -53,7 +53,7 @@ class Blow(msgspec.Struct, frozen=True, kw_only=True):
     def death_classes(self) -> frozenset[str]:
         """What the supervisor may call it: where it can't tell who sent a signal, it says which one it was."""
         own = NATURES[self.cause].death_class or self.metal
-        from_outside = NATURES[self.cause].blames and not self.inside and self.cause is not Cause.STOP
+        from_outside = NATURES[self.cause].blames and not self.inside
         return frozenset({own, SIGNALLED} if from_outside else {own})
 
 

@@ -48,7 +48,7 @@ def chat(
         line = ProgressLine(name)
         line.show("starting a worker", 0, None)
         try:
-            client.call("model/load", {"model": name}, show_load(line))
+            client.call("model/load", {"model": name, "forgive": False}, show_load(line))
         finally:
             line.end()
         if prompt is not None:

@@ -296,6 +296,7 @@ class Life:
             old_lines=worker.old_stderr_lines,
             phase=phase.value,
             stalled=self._watch.stall is not None,
+            stopped=self._watch.stall is not None and self._watch.stall.stopped,
             broke_protocol=worker.fault is not None,
             origin=worker.origin,
             killed_for_memory=worker.killed_for_memory,

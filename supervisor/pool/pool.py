@@ -118,7 +118,6 @@ class Pool:
     def entry(self, runner: ModelRunner, pulled: set[str] | None = None) -> ModelEntry:
         snapshot = runner.snapshot()
         source = self._source(runner.name, self._config.models.get(runner.name))
-        here = isinstance(source, Folder) or snapshot.state is WorkerState.READY
         return ModelEntry(
             name=runner.name,
             state=snapshot.state.value,
@@ -128,8 +127,13 @@ class Pool:
             memory_bytes=None if snapshot.pid is None else resident_bytes(snapshot.pid),
             pinned=snapshot.pinned,
             breaker=snapshot.breaker.value,
-            pulled=here or (pulled is not None and not isinstance(source, Folder) and source.name in pulled),
+            pulled=snapshot.state is WorkerState.READY or self._is_pulled(source, pulled),
         )
+
+    def _is_pulled(self, source: Source, pulled: set[str] | None) -> bool:
+        if isinstance(source, Folder):
+            return True
+        return self._store.find(source) is not None if pulled is None else source.name in pulled
 
     def _source(self, name: str, model: ModelConfig | None) -> Source:
         if model is None:

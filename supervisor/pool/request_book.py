@@ -223,13 +223,26 @@ class RequestBook:
         return max(1, round(self._service_s / self._batch_sequences_max * 1000))
 
 
+# Of these a client wants to know how far it got.
+_PARTLY_DELIVERED = frozenset(
+    {
+        ErrorKind.WORKER_DIED,
+        ErrorKind.DEADLINE_EXCEEDED,
+        ErrorKind.QUARANTINED,
+        ErrorKind.CIRCUIT_OPEN,
+        ErrorKind.MODEL_LOAD_FAILED,
+    }
+)
+
+
 def _with_progress(error: RpcError, request: GenerationRequest) -> RpcError:
-    if error.kind not in (ErrorKind.WORKER_DIED, ErrorKind.DEADLINE_EXCEEDED, ErrorKind.QUARANTINED):
+    if error.kind not in _PARTLY_DELIVERED:
         return error
     return RpcError(
         error.kind,
         error.message,
         retriable=error.data.retriable,
         tokens_delivered=len(request.tokens),
+        retry_after_ms=error.data.retry_after_ms,
         death=error.data.death,
     )

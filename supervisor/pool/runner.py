@@ -163,8 +163,10 @@ class ModelRunner:
             await attempt.wait(on_progress)
         return self._workers.current
 
-    async def load(self, *, pin: bool | None, options: LoadOptions | None, on_progress: OnProgress) -> None:
-        """By hand: as `ensure_ready`, and what was held against the model is forgiven.
+    async def load(
+        self, *, pin: bool | None, options: LoadOptions | None, on_progress: OnProgress, forgive: bool = True
+    ) -> None:
+        """By hand: as `ensure_ready`, and with `forgive` what was held against the model is forgotten.
 
         A worker that was loaded with other options than these is replaced. An option that is not given is as
         configured, and none goes beyond that.
@@ -175,7 +177,8 @@ class ModelRunner:
             bounds = [options.context_tokens_max, self._configured.context_tokens_max]
             bound = min((tokens for tokens in bounds if tokens is not None), default=None)
             await self._workers.use(msgspec.structs.replace(self._configured, context_tokens_max=bound))
-        self._workers.forgive()
+        if forgive:
+            self._workers.forgive()
         await self.ensure_ready(on_progress)
 
     async def unload(self, *, force: bool) -> None:

@@ -1,7 +1,7 @@
 """How a worker's process is ended: gently, and less and less so.
 
 Each rung has its own grace and is climbed only while the process lives: `shutdown` and the end of its input, which a
-worker obeys between two steps of its batch; SIGTERM and SIGCONT; SIGKILL to its process group. On a Mac a hard kill can
+worker obeys between two steps of its batch; SIGCONT and SIGTERM; SIGKILL to its process group. On a Mac a hard kill can
 strand wired memory until a reboot, so it is last. Whoever climbs is shielded: bounded by the graces.
 """
 
@@ -46,8 +46,10 @@ class StopLadder:
                 await self._terminate()
 
     async def _terminate(self) -> None:
-        self._process.signal_group(signal.SIGTERM)
+        # In this order: of a process that is stopped any thread may take SIGTERM up when it goes on, and only the main
+        # thread runs Python's handler, which may wait for long.
         self._process.signal_group(signal.SIGCONT)
+        self._process.signal_group(signal.SIGTERM)
         if not await self.ended_within(self._config.term_grace_s):
             await self.kill()
 

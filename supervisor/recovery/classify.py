@@ -17,7 +17,7 @@ from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """`returncode` is negative for a signal; so many of the first lines of `stderr` as `old_lines` have nothing to do with
-    it. `stalled`: the watchdog ended it; `broke_protocol`: we did, for what it sent.
+    it. `stalled`: the watchdog ended it, and `stopped`: since the kernel held its process; `broke_protocol`: we did, for what it sent.
 
     `origin` is where the last signal came from that it told of, and `killed_for_memory` whether the kernel ended a process
     for want of memory, where the worker ran, when it died: None where nothing is known.
@@ -28,6 +28,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     phase: str
     old_lines: int = 0
     stalled: bool = False
+    stopped: bool = False
     broke_protocol: bool = False
     origin: Origin | None = None
     killed_for_memory: bool | None = None
@@ -42,7 +43,7 @@ _SERVING = frozenset({"ready", "draining"})
 def classify(evidence: Evidence) -> Verdict:
     """The class of a death."""
     if evidence.stalled:
-        return verdicts.HUNG
+        return verdicts.STOPPED if evidence.stopped else verdicts.HUNG
     if evidence.broke_protocol:
         return verdicts.BROKE_PROTOCOL
     returncode = _own_returncode(evidence)

@@ -118,7 +118,11 @@ class Gate:
 
 def _circuit_open(what: str, refusal: Refusal) -> RpcError:
     if refusal.retry_after_s is None:
-        return RpcError(ErrorKind.CIRCUIT_OPEN, f"{what}: its breaker was opened by hand", retriable=False)
+        return RpcError(
+            ErrorKind.CIRCUIT_OPEN,
+            "this model refuses requests: its breaker was opened by hand; `mlxsup breaker MODEL reset` closes it",
+            retriable=False,
+        )
     return RpcError(
         ErrorKind.CIRCUIT_OPEN,
         f"{what}: new requests are refused for a while; see `mlxsup deaths`",

@@ -69,6 +69,7 @@ _CUDA_CALL = r"\bcu(?:da|blas|dnn)\w*\b.*"
 _SMALLER = "use a smaller model or quantisation, or lower context_tokens_max and batch_sequences_max"
 _REPORT = "if it comes back, report it to MLX with the death report"
 
+STOPPED = _verdict("stopped", Restart.BACKOFF, 1, "somebody sent it SIGSTOP, or a debugger holds it")
 HUNG = _verdict(
     "hung", Restart.BACKOFF, 2, "the stacks in the death report show where it hung", blames_request=True
 )

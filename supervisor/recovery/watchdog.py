@@ -36,6 +36,7 @@ class Stall(msgspec.Struct, frozen=True):
 
     reason: str
     budget_s: float
+    stopped: bool = False
 
 
 class Watchdog:
@@ -99,7 +100,7 @@ class Watchdog:
         silent_s = now_s - self._counted(self._heard_s)
         stopped_s = _BEATS_MISSED_MAX * limits.heartbeat_interval_s
         if process_stopped and silent_s >= stopped_s:
-            return Stall("its process is stopped", stopped_s)
+            return Stall("its process is stopped", stopped_s, stopped=True)
         # By the very sums of `deadline_s`: a difference may round to a moment later, and nobody looks again before.
         if now_s >= self._silent_from_s:
             return Stall(f"nothing was heard of it for {silent_s:.1f} s", limits.silence_s)

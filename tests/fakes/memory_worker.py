@@ -76,6 +76,8 @@ class MemoryWorker:
         self._sequences: dict[int, link.Generate] = {}
         self._done: dict[int, int] = {}
         self._chars: dict[int, int] = {}
+        # Of how many tokens the text is known, and that text.
+        self._texts: dict[int, tuple[int, str]] = {}
         self._given = trio.Event()
         self._born_s = self._moved_s = trio.current_time()
         self._phase = "load"
@@ -232,12 +234,15 @@ class MemoryWorker:
 
     def _more_text(self, id: int, order: link.Generate, *, ends: bool) -> str:
         certain = self._done[id] - (0 if ends else self.plan.text_lag_tokens)
-        text = "".join(token_text(order, position) for position in range(certain))
+        known, text = self._texts.pop(id, (0, ""))
+        text += "".join(token_text(order, position) for position in range(known, certain))
+        self._texts[id] = (max(known, certain), text)
         said, self._chars[id] = self._chars[id], max(self._chars[id], len(text))
         return text[said:]
 
     def _answer(self, id: int, finish: FinishReason) -> bytes:
         del self._sequences[id], self._chars[id]
+        self._texts.pop(id, None)
         return encode_result(
             id, link.Generated(finish_reason=finish, prompt_tokens=1, completion_tokens=self._done.pop(id))
         )

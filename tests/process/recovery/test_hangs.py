@@ -54,7 +54,7 @@ async def test_a_stopped_worker_is_noticed_before_its_silence_would_tell(start: 
     stand.end()
     other.assert_undisturbed()
     after_s = [noticed_after_s(stand, strike) for strike in stand.strikes]
-    assert [event.what for event in told] == ["hung"] * 4
+    assert [event.what for event in told] == ["stopped"] * 4
     assert len(after_s) == 4
     assert max(after_s) <= 3 * heartbeat_s + _NOISE_S, after_s
 

@@ -73,7 +73,7 @@ def test_what_nobody_can_cause_from_outside_is_done_inside() -> None:
         (Cause.SEGV, True, {"segmentation_fault"}),
         (Cause.SEGV, False, {"segmentation_fault", SIGNALLED}),
         (Cause.TERM, False, {"terminated"}),
-        (Cause.STOP, False, {"hung"}),
+        (Cause.STOP, False, {"stopped"}),
         (Cause.METAL, True, {"gpu_hang"}),
     ],
 )

@@ -162,7 +162,7 @@ def test_a_supervisor_that_grows_from_the_second_quarter_to_the_last_is_found(
 def test_a_stopped_worker_is_to_be_noticed_within_three_heartbeats(noticed_s: float, late: bool) -> None:
     found = findings()
     strike(found, 12, cause=Cause.STOP)
-    death(found.history, 12, 6.0, what="hung")
+    death(found.history, 12, 6.0, what="stopped")
     found.reported = 2
     found.noticed = [(12, noticed_s)]
 

@@ -615,3 +615,16 @@ def link_result(id: int, value: object) -> bytes:
     from mlxsup.protocol.jsonrpc import encode_result
 
     return encode_result(id, value)
+
+
+async def test_a_load_that_forgives_nothing_leaves_a_quarantined_model_alone(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(recovery=Recovery(restarts_max=0)) as stage:
+        await stage.runner.ensure_ready()
+        stage.worker.die(-9)
+        await stage.wait_state("quarantined")
+
+        with pytest.raises(RpcError, match="quarantined"):
+            await stage.runner.load(pin=None, options=None, on_progress=lambda _: None, forgive=False)
+        assert (stage.runner.snapshot().state, len(stage.shop.workers)) == ("quarantined", 1)

@@ -35,7 +35,7 @@ async def test_a_worker_that_does_not_listen_gets_sigterm_after_the_exit_grace(
 ) -> None:
     took_s, signals = await stop_takes_s(open_stage, Plan(ends_when_told_s=1000.0))
 
-    assert signals == [signal.SIGTERM, signal.SIGCONT]
+    assert signals == [signal.SIGCONT, signal.SIGTERM]
     assert took_s == pytest.approx(CONFIG.exit_grace_s, abs=0.5)
 
 
@@ -44,5 +44,5 @@ async def test_a_worker_that_ignores_sigterm_is_killed_after_both_graces(
 ) -> None:
     took_s, signals = await stop_takes_s(open_stage, Plan(ends_when_told_s=1000.0, obeys_sigterm=False))
 
-    assert signals == [signal.SIGTERM, signal.SIGCONT, signal.SIGKILL]
+    assert signals == [signal.SIGCONT, signal.SIGTERM, signal.SIGKILL]
     assert took_s == pytest.approx(CONFIG.exit_grace_s + CONFIG.term_grace_s, abs=0.5)

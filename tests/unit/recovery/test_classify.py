@@ -406,3 +406,9 @@ def test_a_signals_name_is_the_platforms_own() -> None:
     assert signal_name(-1000) == "signal 1000"
     assert signal_name(0) is None
     assert signal_name(137) is None
+
+
+def test_a_process_that_is_stopped_blames_no_request_and_weighs_as_a_kill() -> None:
+    stopped = classify(Evidence(returncode=71, stderr=(), phase="ready", stalled=True, stopped=True))
+
+    assert (stopped.name, stopped.weight, stopped.blames_request) == ("stopped", 1, False)
