@@ -118,6 +118,8 @@ class RpcError(Exception):
         tokens_delivered: int | None = None,
         death: Death | None = None,
     ) -> None:
+        # It may quote a name that is no text, as of a file; an error that can't be sent would be the end of its sender.
+        message = message.encode(errors="backslashreplace").decode()
         super().__init__(message)
         self.kind = kind
         self.message = message

@@ -64,18 +64,23 @@ class Load(_Wire, frozen=True):
     heartbeat_interval_s: float
 
 
+# What a worker says may be anything; no arithmetic with these overflows.
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Amount = Annotated[float, Meta(ge=0.0, le=2.0**53)]
+
+
 class Loaded(_Wire, frozen=True):
     model_type: str
-    context_tokens: int
-    weights_bytes: int
-    vocabulary_tokens: int
-    load_s: float
+    context_tokens: Count
+    weights_bytes: Count
+    vocabulary_tokens: Count
+    load_s: Amount
 
 
 class LoadProgress(_Wire, frozen=True):
     phase: str
-    bytes_done: int
-    bytes_total: int
+    bytes_done: Count
+    bytes_total: Count
 
 
 class Sampling(_Wire, frozen=True):
@@ -113,9 +118,6 @@ class Generate(_Wire, frozen=True):
 
 
 # A number of a confused worker must not become one that nobody can print.
-Count = Annotated[int, Meta(ge=0, le=2**53)]
-
-
 class Generated(_Wire, frozen=True):
     finish_reason: FinishReason
     prompt_tokens: Count
@@ -143,14 +145,14 @@ class Heartbeat(_Wire, frozen=True):
     """
 
     phase: str
-    work: int
-    still_s: float
-    sequences: int
-    active_bytes: int
-    cache_bytes: int
-    peak_bytes: int
-    prefill_tokens: int = 0
-    prefill_tokens_per_s: float = 0.0
+    work: Count
+    still_s: Amount
+    sequences: Count
+    active_bytes: Count
+    cache_bytes: Count
+    peak_bytes: Count
+    prefill_tokens: Count = 0
+    prefill_tokens_per_s: Amount = 0.0
 
 
 class Cancel(_Wire, frozen=True):

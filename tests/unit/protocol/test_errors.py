@@ -13,6 +13,7 @@ from mlxsup.protocol.errors import (
     RpcError,
     shorten,
 )
+from mlxsup.protocol.jsonrpc import encode_error
 
 CONTRACT = {
     "parse_error": -32700,
@@ -108,3 +109,10 @@ def test_where_the_standard_fixes_the_message_the_reason_is_the_detail(
 def test_a_quotation_is_its_text_or_the_beginning_of_it(text: str) -> None:
     short = shorten(text)
     assert short == text or (len(short) == 201 and text.startswith(short[:-1]) and short[-1] == "…")
+
+
+def test_a_name_that_is_no_text_is_quoted_in_a_form_that_can_be_sent() -> None:
+    error = RpcError(ErrorKind.MODEL_LOAD_FAILED, "a file \udcff.safetensors is missing")
+
+    assert error.message == "a file \\udcff.safetensors is missing"
+    assert b"udcff.safetensors" in encode_error(1, error)
