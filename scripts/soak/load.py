@@ -24,8 +24,8 @@ class Load:
         self._history = history
         self._request_limit_s = request_limit_s
         self._changed = trio.Event()
-        self._may_ask = trio.Event()
-        self._may_ask.set()
+        # By the model whose streams pause.
+        self._paused: dict[str, trio.Event] = {}
         self._stopping = False
 
     async def listen(self) -> None:
@@ -40,7 +40,8 @@ class Load:
     async def keep_asking(self, model: str, orders: Iterator[Order]) -> None:
         """One stream: one request after the other, until `stop`."""
         for order in orders:
-            await self._may_ask.wait()
+            while model in self._paused:
+                await self._paused[model].wait()
             if self._stopping:
                 return
             await self._ask(model, order)
@@ -64,17 +65,18 @@ class Load:
             self._history.lost(number, f"not answered within {self._request_limit_s:g} s")
         self._note()
 
-    def pause(self) -> None:
-        """No stream asks for anything more before `resume`."""
-        self._may_ask = trio.Event()
+    def pause(self, model: str) -> None:
+        """No stream of the model asks for anything more before `resume`."""
+        self._paused[model] = trio.Event()
 
-    def resume(self) -> None:
-        self._may_ask.set()
+    def resume(self, model: str) -> None:
+        self._paused.pop(model).set()
 
     def stop(self) -> None:
         """What runs is still waited for."""
         self._stopping = True
-        self._may_ask.set()
+        for model in tuple(self._paused):
+            self.resume(model)
 
     async def until(self, happened: Callable[[], bool], limit_s: float, what: str) -> None:
         """Wait for something in `history`. Raises SoakStuckError after `limit_s`."""

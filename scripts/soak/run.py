@@ -178,7 +178,8 @@ class _Run:
         self._bare_due = deaths + self._soak.bare_every
         history, load, limit_s = self._findings.history, self._load, self._soak.pace.limit_s
         await self._striker.settle()
-        load.pause()
+        # The other model's streams go on, as they do while a worker recovers.
+        load.pause(MODEL)
         await load.until(lambda: not history.in_flight(), limit_s, "the streams pause")
         await self._striker.wait_spare()
         keys = self._soak.worker_keys(self._orders)
@@ -188,7 +189,7 @@ class _Run:
                 msgspec.convert(keys, WorkerConfig), Model(), self._model_folder, self._sight.home, orders
             )
         )
-        load.resume()
+        load.resume(MODEL)
 
     async def _quiesce(self, client: Client) -> None:
         """Until the supervisor holds what it held at first, or it is clear that it holds more."""
@@ -200,8 +201,7 @@ class _Run:
         with trio.move_on_after(_QUIESCE_S):
             while True:
                 findings.after = self._sight.holdings()
-                now, then = findings.after, findings.before
-                if then is not None and now.descriptors <= then.descriptors and not now.zombies:
+                if findings.before is not None and findings.after.is_no_more_than(findings.before):
                     return
                 await trio.sleep(0.2)
 

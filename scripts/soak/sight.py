@@ -26,6 +26,10 @@ class Holdings(msgspec.Struct, frozen=True, kw_only=True):
     zombies: int
     resident_bytes: int
 
+    def is_no_more_than(self, other: "Holdings") -> bool:
+        """But for memory, which comes and goes."""
+        return self.descriptors <= other.descriptors and self.children <= other.children and not self.zombies
+
 
 class Sight:
     """`home` is the HOME of everything that the supervisor starts, and of nothing else."""
