@@ -77,6 +77,7 @@ class Recovery(_Section, frozen=True):
     load_stall_s: PositiveSeconds = 300.0
     step_s: PositiveSeconds = 60.0
     pickup_s: PositiveSeconds = 30.0
+    preparation_s: PositiveSeconds = 120.0
     prefill_tokens_per_s_min: Annotated[float, Meta(gt=0.0)] = 5.0
     breaker_deaths: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
     breaker_open_s: PositiveSeconds = 10.0

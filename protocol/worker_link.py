@@ -141,7 +141,7 @@ class Heartbeat(_Wire, frozen=True):
     """What the MLX thread last finished: `work` counts its units, `still_s` is the age of the last one.
 
     `prefill_tokens` are those of prompts in the step that is being computed, `prefill_tokens_per_s` the rate of the
-    last step that had any.
+    last step that had any. `preparing_s` is for how long one request has been prepared by now, 0 while none is.
     """
 
     phase: str
@@ -153,6 +153,7 @@ class Heartbeat(_Wire, frozen=True):
     peak_bytes: Count
     prefill_tokens: Count = 0
     prefill_tokens_per_s: Amount = 0.0
+    preparing_s: Amount = 0.0
 
 
 class Cancel(_Wire, frozen=True):

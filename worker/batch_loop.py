@@ -33,7 +33,7 @@ class BatchLoop:
         self._inbox = inbox
         self._outbox = outbox
         self._vitals = vitals
-        self._preparation = Preparation(engine, outbox, inbox.put)
+        self._preparation = Preparation(engine, outbox, vitals, inbox.put)
         # False once its cancel has come.
         self._preparing: dict[int, bool] = {}
         self._running: dict[int, _Counts] = {}

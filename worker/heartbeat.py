@@ -14,16 +14,19 @@ def start_heartbeat(vitals: Vitals, outbox: Outbox, interval_s: float) -> None:
         while True:
             time.sleep(interval_s)
             mark = vitals.read()
+            preparing_since_s = vitals.preparing_since_s
+            now_s = time.monotonic()
             report = Heartbeat(
                 phase=mark.phase,
                 work=mark.work,
-                still_s=time.monotonic() - mark.at_s,
+                still_s=max(0.0, now_s - mark.at_s),
                 sequences=mark.sequences,
                 active_bytes=mark.active_bytes,
                 cache_bytes=mark.cache_bytes,
                 peak_bytes=mark.peak_bytes,
                 prefill_tokens=mark.prefill_tokens,
                 prefill_tokens_per_s=mark.prefill_tokens_per_s,
+                preparing_s=0.0 if preparing_since_s is None else max(1e-6, now_s - preparing_since_s),
             )
             outbox.send_heartbeat(encode_notification(HEARTBEAT, report))
 

@@ -3,6 +3,7 @@
 import queue
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from mlxsup.protocol.jsonrpc import encode_error, encode_result
 from mlxsup.worker.engine.interface import Engine, Prepared
 from mlxsup.worker.inbox import Command
 from mlxsup.worker.outbox import Outbox
+from mlxsup.worker.vitals import Vitals
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -26,7 +28,10 @@ class Ready(msgspec.Struct, frozen=True):
 class Preparation:
     """One thread; `put` never waits. Results go to `deliver`, answers that need no MLX to the outbox."""
 
-    def __init__(self, engine: Engine, outbox: Outbox, deliver: Callable[[Ready], None]) -> None:
+    def __init__(
+        self, engine: Engine, outbox: Outbox, vitals: Vitals, deliver: Callable[[Ready], None]
+    ) -> None:
+        self._vitals = vitals
         self._engine = engine
         self._outbox = outbox
         self._deliver = deliver
@@ -38,7 +43,9 @@ class Preparation:
 
     def _run(self) -> None:
         while True:
+            self._vitals.preparing_since_s = None
             command = self._commands.get()
+            self._vitals.preparing_since_s = time.monotonic()
             prepared = None
             try:
                 prepared = self._prepare(command)

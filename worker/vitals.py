@@ -1,6 +1,7 @@
 """What the MLX thread last finished, as the heartbeat reports it.
 
-One writer, the MLX thread; the heartbeat thread only reads, so that "alive but stuck" shows.
+One writer of the mark, the MLX thread, and one of `preparing_since_s`, the thread that prepares requests; the heartbeat
+thread only reads, so that "alive but stuck" shows.
 """
 
 import time
@@ -24,6 +25,8 @@ class _Mark(NamedTuple):
 class Vitals:
     def __init__(self) -> None:
         self._mark = _Mark("starting", 0, time.monotonic(), 0, 0, 0, 0, 0, 0.0)
+        # Since when one request is being prepared, on the monotonic clock; None while there is none.
+        self.preparing_since_s: float | None = None
 
     def advance(
         self,

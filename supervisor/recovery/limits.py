@@ -49,5 +49,6 @@ def watchdog_limits(config: WorkerConfig, recovery: Recovery) -> WatchdogLimits:
         load_stall_s=recovery.load_stall_s,
         step_s=recovery.step_s,
         pickup_s=recovery.pickup_s,
+        preparation_s=recovery.preparation_s,
         prefill_tokens_per_s_min=recovery.prefill_tokens_per_s_min,
     )

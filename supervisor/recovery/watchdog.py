@@ -28,6 +28,7 @@ class WatchdogLimits(msgspec.Struct, frozen=True, kw_only=True):
     load_stall_s: float
     step_s: float
     pickup_s: float
+    preparation_s: float
     prefill_tokens_per_s_min: float
 
 
@@ -56,6 +57,8 @@ class Watchdog:
         # What has not happened before this moment is not held against it.
         self._excused_s = now_s
         self._owed = 0
+        # When it was last heard to prepare a request.
+        self._preparing_s = -math.inf
         # Since when what it owes may wait to be taken up.
         self._sent_s = now_s
 
@@ -65,6 +68,8 @@ class Watchdog:
             # Else it is the last one, said again.
             old = self.prefill_tokens_per_s
             self.prefill_tokens_per_s = measured if old is None else old + _RATE_WEIGHT * (measured - old)
+        if beat.preparing_s > 0:
+            self._preparing_s = now_s
         self._beat = beat
         self._heard_s = now_s
         self._moved_s = now_s - beat.still_s
@@ -126,14 +131,23 @@ class Watchdog:
 
     @property
     def _idle_from_s(self) -> float:
-        return self._counted(self._sent_s) + self._pickup_s()
+        return self._counted(self._waiting_since_s()) + self._pickup_s()
 
     def _counted(self, moment_s: float) -> float:
         return max(moment_s, self._excused_s)
 
+    def _waiting_since_s(self) -> float:
+        """What it was sent waits for its turn while another request is being prepared, each for its own time."""
+        beat = self._beat
+        if beat is not None and beat.preparing_s > 0:
+            return self._preparing_s - beat.preparing_s
+        return max(self._sent_s, self._preparing_s)
+
     def _pickup_s(self) -> float:
-        idle = self._beat is not None and self._beat.phase == "idle"
-        return self._limits.pickup_s if idle and self._owed else math.inf
+        beat = self._beat
+        if beat is None or beat.phase != "idle" or not self._owed:
+            return math.inf
+        return self._limits.preparation_s if beat.preparing_s > 0 else self._limits.pickup_s
 
     def _budget_s(self) -> float:
         """Of what its MLX thread does, as the last heartbeat said."""

@@ -210,6 +210,13 @@ class TextEngine:
         return Emission(sequence.id, text, tokens, finish)
 
     def tokenize(self, text: str) -> list[int]:
+        context = self.loaded.context_tokens
+        if len(text) > context * _CHARS_PER_TOKEN_MAX:
+            raise RpcError(
+                ErrorKind.LIMIT_EXCEEDED,
+                f"the text is too long: {len(text)} characters are more than any prompt of this model; send less at once",
+                path="$.text",
+            )
         return self._codec.encode(text, special=False)
 
     def detokenize(self, tokens: list[int]) -> str:

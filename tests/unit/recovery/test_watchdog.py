@@ -1,5 +1,6 @@
 """Each way of getting nowhere is found within its budget, and what only takes long is left alone."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ LIMITS = WatchdogLimits(
     load_stall_s=300.0,
     step_s=60.0,
     pickup_s=30.0,
+    preparation_s=120.0,
     prefill_tokens_per_s_min=5.0,
 )
 
@@ -259,3 +261,35 @@ def test_a_rate_that_is_only_said_again_weighs_nothing() -> None:
         watchdog.note_heartbeat(beat("batch", rate=rate), float(now_s))
 
     assert watchdog.prefill_tokens_per_s == pytest.approx(900.0)
+
+
+def preparing(watchdog: Watchdog, from_s: int, until_s: int) -> list[float]:
+    """One request is prepared all the time; when that is found to take too long."""
+    found = []
+    for now_s in range(from_s, until_s):
+        watchdog.note_heartbeat(
+            msgspec.structs.replace(beat("idle"), preparing_s=now_s - from_s + 0.5), float(now_s)
+        )
+        if watchdog.check(now_s, process_stopped=False):
+            found.append(now_s - from_s + 0.5)
+    return found
+
+
+def test_what_waits_behind_texts_that_take_long_to_prepare_makes_no_stall() -> None:
+    watchdog = Watchdog(LIMITS, 0.0)
+    watchdog.note_sent(0.0)
+    for began_s in (0, 100, 200):
+        assert preparing(watchdog, began_s, began_s + 100) == []
+    # The thread of MLX has not taken it up yet, and has its time for that.
+    for now_s in range(300, 329):
+        watchdog.note_heartbeat(beat("idle"), float(now_s))
+        assert watchdog.check(now_s, process_stopped=False) is None
+    watchdog.note_heartbeat(beat("idle"), 330.0)
+    assert watchdog.check(330.0, process_stopped=False) is not None
+
+
+def test_one_text_that_is_prepared_for_ever_is_found() -> None:
+    watchdog = Watchdog(LIMITS, 0.0)
+    watchdog.note_sent(0.0)
+
+    assert preparing(watchdog, 0, 200)[0] == 120.5
