@@ -176,7 +176,7 @@ class Life:
             await self._serve(worker, folder)
         finally:
             phase, self.state = self.state, WorkerState.STOPPING
-            ended_by_itself = worker.returncode is not None
+            ended_by_itself = worker.returncode is not None or worker.failing.is_set()
             self._owner.enter(self, WorkerState.STOPPING)
             await worker.stop()
         if self._refused is not None:
@@ -197,6 +197,7 @@ class Life:
     async def _serve(self, worker: Worker, folder: Path) -> None:
         """Until the worker is gone, its load has failed, or it is to stop and has nothing left to do."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_failure, worker)
             nursery.start_soon(self._watch_death, worker, nursery.cancel_scope)
             nursery.start_soon(self._watch_stop, nursery.cancel_scope)
             try:
@@ -241,6 +242,11 @@ class Life:
             cache_limit_bytes=self._config.cache_limit_bytes,
             heartbeat_interval_s=self._config.heartbeat_interval_s,
         )
+
+    async def _watch_failure(self, worker: Worker) -> None:
+        """Who asks in the moments between this and its death is none of those whom it takes away."""
+        await worker.failing.wait()
+        self._owner.draining(self)
 
     async def _watch_death(self, worker: Worker, serving: trio.CancelScope) -> None:
         await worker.gone.wait()

@@ -74,6 +74,8 @@ class Worker:
         self._last_call_id = 0
         self.hello: link.Hello | None = None
         self._hello_came = trio.Event()
+        # It is dead, or nothing that it says can be heard or believed any more; it may take a while until it is gone.
+        self.failing = trio.Event()
         self.gone = trio.Event()
         # The order to load is answered, and the first step of a batch has come; or they never will.
         self.load_over = trio.Event()
@@ -185,6 +187,7 @@ class Worker:
                 nursery.start_soon(self._drain_stderr)
                 nursery.start_soon(self._read)
                 await self._process.wait()
+                self.failing.set()
                 self._died_s = trio.current_time()
                 self.killed_for_memory = self._oom.rose(self._process.oom_kills())
                 # What it forked ends with it.
@@ -221,12 +224,14 @@ class Worker:
 
     async def _expect_end(self, what: str) -> None:
         """It should be ending, and its exit status says why; if it lives on, nobody can talk to it."""
+        self.failing.set()
         if not await self._ladder.ended_within(_CLOSED_GRACE_S):
             await self._break(f"{what} and lives on")
 
     async def _break(self, fault: str) -> None:
         """Nothing that it says from now on can be trusted."""
         self.fault = fault
+        self.failing.set()
         _log.error("worker %d broke the protocol: %s", self.pid, fault)
         await self._ladder.kill()
 

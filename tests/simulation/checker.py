@@ -30,7 +30,7 @@ CHECKS: tuple[Check, ...] = (
     workers.batches_keep_their_bound,
     workers.orders_go_on_where_the_last_one_ended,
     workers.requests_are_in_one_worker_at_a_time,
-    workers.nothing_is_given_to_a_worker_that_is_being_ended,
+    workers.nothing_is_given_to_a_worker_that_is_ending,
     workers.two_live_at_most,
     workers.well_workers_are_ended_gently,
     workers.all_have_ended,

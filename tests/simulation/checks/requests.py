@@ -160,8 +160,6 @@ def _has_cause(facts: Facts, key: str, answer: Answered) -> bool:
         case ErrorKind.CANCELLED:
             return (
                 _was_unloaded(facts, key, answer)
-                # Nobody knows of one that the kernel holds whether it died or was ended.
-                or bool(facts.undead)
                 # Who waits for a load learns how it ended, also when it was to end so.
                 or (key not in facts.asks and _asked_before(facts, answer, "model/load"))
                 or any(cancelled.key == key for cancelled in facts.all(Cancelled))

@@ -7,7 +7,8 @@ from itertools import pairwise
 from tests.fakes.memory_worker import full_text
 from tests.simulation.checks.facts import EPSILON_S, Facts
 from tests.simulation.checks.requests import _LAG_TOKENS_MAX
-from tests.simulation.history import Loading, Order, Signalled, Told
+from tests.simulation.history import Died, Given, Loading, Order, Signalled, Struck, Told
+from tests.simulation.schedule import Fault
 
 _LIVES_MAX = 2
 
@@ -40,13 +41,15 @@ def orders_go_on_where_the_last_one_ended(facts: Facts) -> Iterator[str]:
             yield f"{key} goes on behind {counts} tokens: some are lost"
 
 
-def nothing_is_given_to_a_worker_that_is_being_ended(facts: Facts) -> Iterator[str]:
+def nothing_is_given_to_a_worker_that_is_ending(facts: Facts) -> Iterator[str]:
+    """Nor to one that is dead, or can say nothing any more."""
     ending: dict[int, float] = {}
     for entry in facts.history:
-        if isinstance(entry, Told | Signalled) and entry.pid not in facts.undead:
-            ending.setdefault(entry.pid, entry.at_s)
-        elif isinstance(entry, Order) and entry.at_s > ending.get(entry.pid, entry.at_s) + EPSILON_S:
-            yield f"request {entry.request} is given to {entry.pid}, which is being ended"
+        match entry:
+            case Told() | Signalled() | Died() | Struck(fault=Fault.CLOSE_OUTPUT):
+                ending.setdefault(entry.pid, entry.at_s)
+            case Given() if entry.at_s > ending.get(entry.pid, entry.at_s) + EPSILON_S:
+                yield f"request {entry.request} is given to {entry.pid}, which is ending"
 
 
 def requests_are_in_one_worker_at_a_time(facts: Facts) -> Iterator[str]:

@@ -261,6 +261,34 @@ async def test_who_does_not_want_to_be_resumed_is_told_of_the_death(
     assert resumed.text == full_text("p", 40)
 
 
+async def test_who_asks_while_a_worker_is_failing_waits_for_the_next(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(Plan(closes_output_s=5.0), Plan()) as stage:
+        await stage.runner.ensure_ready()
+        await trio.sleep(3.0)
+        # It lives on for two seconds, in which nobody could hear its answers.
+        sink = submit(stage, resume=False)
+        await trio.sleep(60)
+
+    assert sink.text == full_text("p", 40)
+    assert stage.classes == ["protocol_broken"]
+    assert [aftermath.failed for _, _, aftermath in stage.notes.deaths] == [[]]
+
+
+async def test_an_unload_does_not_take_the_requests_of_a_worker_that_was_failing_before(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(Plan(closes_output_s=5.0), Plan()) as stage:
+        await stage.runner.ensure_ready()
+        sink = submit(stage)
+        await trio.sleep(3.0)
+        await stage.runner.unload(force=False)
+        await trio.sleep(60)
+
+    assert sink.text == full_text("p", 40)
+
+
 async def kill_who_computes(stage: Stage, prompt: str) -> None:
     """The request with this prompt ends every worker that computes it."""
     while True:
