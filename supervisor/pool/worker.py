@@ -74,7 +74,7 @@ class Worker:
         self._last_call_id = 0
         self.hello: link.Hello | None = None
         self._hello_came = trio.Event()
-        # It is dead, or nothing that it says can be heard or believed any more; it may take a while until it is gone.
+        # It is dead, or stuck, or nothing that it says can be believed any more; it may take a while until it is gone.
         self.failing = trio.Event()
         self.gone = trio.Event()
         # The order to load is answered, and the first step of a batch has come; or they never will.
@@ -160,7 +160,9 @@ class Worker:
     async def stop(self) -> None:
         """Climb the stop ladder until the process has ended and its pipes are read; shielded, bounded by the graces."""
         with trio.CancelScope(shield=True):
-            await self._ladder.climb(self._tell_to_end)
+            # One that is failing ends, or is ended, by what it did itself; told to end, its exit status would hide that.
+            if not self.failing.is_set():
+                await self._ladder.climb(self._tell_to_end)
             await self.gone.wait()
 
     def _tell_to_end(self) -> None:
@@ -170,6 +172,7 @@ class Worker:
 
     async def end_stalled(self) -> None:
         """End a worker that gets nowhere: its stacks first, so that somebody can see why; shielded as `stop`."""
+        self.failing.set()
         with trio.CancelScope(shield=True):
             await self._ladder.end_stalled()
             await self.gone.wait()
