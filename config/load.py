@@ -4,6 +4,7 @@
 """
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from mlxsup.config.schema import DEFAULT_MODEL, Config, Model
+from mlxsup.config.schema import DEFAULT_MODEL, RELATIONS, Config, Model, Relation
 
 _MODEL_NAME = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -19,10 +20,15 @@ _VARIABLE = re.compile(r"^MLXSUP_([A-Z0-9]+)__([A-Z0-9_]+)$")
 
 
 class ConfigFault(msgspec.Struct, frozen=True):
-    """One thing that is wrong: the key's path, and what is allowed there."""
+    """One thing that is wrong: the path of the key, or the variable that set it, and what is allowed there.
+
+    The file and the environment say where it is to be mended: where a value was set that has a part in it.
+    """
 
     path: str
     message: str
+    in_file: bool = True
+    in_environment: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
@@ -51,7 +57,8 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
     faults: list[ConfigFault] = []
     overridden = _override(table, environment, faults)
     _check_struct(table, Config, "", faults)
-    faults = [ConfigFault(overridden.get(fault.path, fault.path), fault.message) for fault in faults]
+    faults += _check_relations(table, overridden, faults)
+    faults = [_by_variable(fault, overridden) for fault in faults]
     if faults:
         raise ConfigError(faults)
     config = msgspec.convert(table, Config)
@@ -72,7 +79,14 @@ def _override(
         section, key = match[1].lower(), match[2].lower()
         fields = _struct_fields(Config)
         if section not in fields or section == "models" or key not in _struct_fields(fields[section]):
-            faults.append(ConfigFault(variable, "names no key of the configuration that can be overridden"))
+            faults.append(
+                ConfigFault(
+                    variable,
+                    "names no key of the configuration that can be overridden",
+                    in_file=False,
+                    in_environment=True,
+                )
+            )
             continue
         try:
             value = tomllib.loads(f"v = {text}")["v"]
@@ -83,6 +97,14 @@ def _override(
             target[key] = value
             overridden[f"{section}.{key}"] = variable
     return overridden
+
+
+def _by_variable(fault: ConfigFault, overridden: Mapping[str, str]) -> ConfigFault:
+    """Told by the variable that set the key, if one did."""
+    variable = overridden.get(fault.path)
+    if variable is None:
+        return fault
+    return ConfigFault(variable, fault.message, in_file=False, in_environment=True)
 
 
 def _check_struct(table: Any, struct: Any, path: str, faults: list[ConfigFault]) -> None:
@@ -121,6 +143,55 @@ def _check_value(value: Any, field: Any, path: str, faults: list[ConfigFault]) -
         msgspec.convert(value, field)
     except msgspec.ValidationError as error:
         faults.append(ConfigFault(path, f"{error}, got {value!r}" if "got" not in str(error) else str(error)))
+
+
+def _check_relations(
+    table: Mapping[str, Any], overridden: Mapping[str, str], faults: list[ConfigFault]
+) -> list[ConfigFault]:
+    """Between the keys that are good by themselves; the others have their `faults`."""
+    bad = {fault.path for fault in faults}
+    found = []
+    for relation in RELATIONS:
+        keys = (relation.key, relation.of)
+        if bad.isdisjoint({*keys, *(key.split(".")[0] for key in keys)}):
+            found += _check_relation(relation, table, overridden)
+    return found
+
+
+def _check_relation(
+    relation: Relation, table: Mapping[str, Any], overridden: Mapping[str, str]
+) -> list[ConfigFault]:
+    value, of = _value(relation.key, table), _value(relation.of, table)
+    # 3 times 0.1 is a little more than 0.3.
+    if value >= relation.times * of or math.isclose(value, relation.times * of):
+        return []
+    keys = (relation.key, relation.of)
+    said = [f"{_value(key, table)}{'' if _is_set(key, table) else ' (the default)'}" for key in keys]
+    times = f"{relation.times} times " if relation.times > 1 else ""
+    why = f"{relation.why}: " if relation.why else ""
+    message = (
+        f"is {said[0]}, less than {times}{overridden.get(relation.of, relation.of)}, which is {said[1]}; "
+        f"{why}raise the one or lower the other"
+    )
+    return [
+        ConfigFault(
+            overridden.get(relation.key, relation.key),
+            message,
+            in_file=any(_is_set(key, table) and key not in overridden for key in keys),
+            in_environment=any(key in overridden for key in keys),
+        )
+    ]
+
+
+def _is_set(path: str, table: Mapping[str, Any]) -> bool:
+    section, key = path.split(".")
+    return key in table.get(section, {})
+
+
+def _value(path: str, table: Mapping[str, Any]) -> float:
+    section, key = path.split(".")
+    default = getattr(_struct_fields(Config)[section](), key)
+    return float(table.get(section, {}).get(key, default))
 
 
 def _as_written(key: str) -> str:

@@ -121,3 +121,25 @@ class Config(_Section, frozen=True):
     worker: Worker = msgspec.field(default_factory=Worker)
     recovery: Recovery = msgspec.field(default_factory=Recovery)
     models: dict[str, Model] = msgspec.field(default_factory=dict)
+
+
+class Relation(msgspec.Struct, frozen=True):
+    """The value of `key` is at least `times` that of `of`; both are paths, and not None. `why` if it is not plain."""
+
+    key: str
+    of: str
+    times: int = 1
+    why: str = ""
+
+
+RELATIONS = (
+    Relation("recovery.restart_backoff_max_s", "recovery.restart_backoff_base_s"),
+    Relation("recovery.failed_hold_max_s", "recovery.failed_hold_s"),
+    Relation("recovery.breaker_open_max_s", "recovery.breaker_open_s"),
+    Relation(
+        "recovery.silence_s",
+        "worker.heartbeat_interval_s",
+        times=3,
+        why="workers that are well would be ended between two heartbeats",
+    ),
+)

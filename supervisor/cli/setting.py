@@ -62,20 +62,29 @@ def _check_sources(config: Config) -> None:
         raise ConfigError(faults)
 
 
+def _to_blame(file: Path, faults: list[ConfigFault]) -> str:
+    if not any(fault.in_environment for fault in faults):
+        return str(file)
+    if not any(fault.in_file for fault in faults):
+        return "what the environment sets"
+    return f"{file} with what the environment sets"
+
+
 def read_setting(config_file: Path | None) -> Loaded:
     """Raises SettingError. Only a file that somebody named has to be there."""
     locations = locate(sys.platform, os.environ, Path.home())
     file = config_file or locations.config_file
-    named = config_file is not None or bool(os.environ.get("MLXSUP_CONFIG"))
+    by_variable = config_file is None and bool(os.environ.get("MLXSUP_CONFIG"))
+    origin = ", which MLXSUP_CONFIG names" if by_variable else ""
     try:
         with file.open("rb") as opened:
             data = opened.read(_CONFIG_BYTES_MAX + 1)
     except FileNotFoundError:
-        if named:
-            raise SettingError(f"cannot read {file}: there is no such file") from None
+        if config_file is not None or by_variable:
+            raise SettingError(f"cannot read {file}{origin}: there is no such file") from None
         data = b""
     except OSError as error:
-        raise SettingError(f"cannot read {file}: {error.strerror}") from None
+        raise SettingError(f"cannot read {file}{origin}: {error.strerror}") from None
     if len(data) > _CONFIG_BYTES_MAX:
         raise SettingError(f"cannot use {file}: a configuration is limited to {_CONFIG_BYTES_MAX} bytes")
     try:
@@ -85,5 +94,5 @@ def read_setting(config_file: Path | None) -> Loaded:
         raise SettingError(f"cannot use {file}: byte {error.start} is not UTF-8") from None
     except ConfigError as error:
         faults = "\n".join(f"  {fault}" for fault in error.faults)
-        raise SettingError(f"cannot use {file}:\n{faults}") from None
+        raise SettingError(f"cannot use {_to_blame(file, error.faults)}:\n{faults}") from None
     return Loaded(config, file.absolute().parent, locations)

@@ -41,6 +41,19 @@ def test_a_bad_variable_is_told_by_its_name(user: User) -> None:
     refused = user.run("stdio")
     assert (refused.status, refused.stdout) == (78, b"")
     assert "MLXSUP_SERVER__DRAIN: names no key" in refused.stderr
+    assert str(user.config) not in refused.stderr
+
+
+def test_a_bad_file_and_a_bad_variable_are_both_blamed(user: User) -> None:
+    user.config.write_text(BAD)
+    user.environment = {**user.environment, "MLXSUP_SERVER__DRAIN": "1"}
+    refused = user.run("stdio")
+    assert refused.stderr.startswith(f"mlxsup: cannot use {user.config} with what the environment sets:\n")
+
+
+def test_a_variable_that_names_no_file_is_told_with_it(user: User) -> None:
+    user.config.unlink()
+    assert f"{user.config}, which MLXSUP_CONFIG names: there is no such file" in user.run("status").stderr
 
 
 def test_a_good_file_is_called_good(user: User) -> None:

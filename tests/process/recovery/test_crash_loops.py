@@ -122,7 +122,11 @@ async def test_a_crash_loop_at_the_usual_pace_costs_the_supervisor_less_than_a_h
     start: StartStand,
 ) -> None:
     deaths = 10
-    quick = {"restarts_max": deaths - 1, "restart_backoff_max_s": 0.001}
+    quick = {
+        "restarts_max": deaths - 1,
+        "restart_backoff_base_s": 0.001,
+        "restart_backoff_max_s": 0.001,
+    }
     stand = start("--load", _ALWAYS.encode(), recovery=quick)
     async with stand.client() as client:
         began_s, before_s = trio.current_time(), processor_s(stand.supervisor)

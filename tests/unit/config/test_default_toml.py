@@ -122,3 +122,12 @@ def test_a_range_that_is_written_down_is_the_range_that_is_allowed(
 
 def test_ranges_are_found_where_they_are_written_down() -> None:
     assert sum(len(RANGES.findall(text)) for text in parts().values()) >= 10
+
+
+@pytest.mark.parametrize("relation", schema.RELATIONS, ids=lambda relation: relation.key)
+def test_a_bound_that_another_key_sets_is_written_above_the_key(relation: schema.Relation) -> None:
+    section, key = relation.key.split(".")
+    meaning = parts()[section].partition(f"# {key}: ")[2].partition(f"\n{key} = ")[0]
+    of = relation.of.removeprefix(f"{section}.")
+    bound = f"at least {relation.times} times {of}" if relation.times > 1 else f"not less than {of}"
+    assert bound in " ".join(meaning.split("\n# ")).lower()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxsup.config.load import ConfigError, load_config
-from mlxsup.config.schema import DEFAULT_MODEL, Config, Model, Server
+from mlxsup.config.schema import DEFAULT_MODEL, RELATIONS, Config, Model, Relation, Server
 
 
 def faults(text: str, environment: dict[str, str] | None = None) -> dict[str, str]:
@@ -179,6 +179,74 @@ def test_a_bad_value_from_the_environment_is_told_by_its_variable_beside_the_fil
 
 def test_a_variable_for_a_section_that_is_no_table_does_not_hide_the_files_fault() -> None:
     assert list(faults("server = 1", {"MLXSUP_SERVER__DRAIN_S": "5"})) == ["server"]
+
+
+@pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.key)
+def test_a_value_that_another_one_bounds_is_told_with_both_keys_and_both_values(relation: Relation) -> None:
+    key, of = relation.key.split(".")[1], relation.of.split(".")[1]
+    tables = {relation.key.split(".")[0]: "", relation.of.split(".")[0]: ""}
+    tables[relation.key.split(".")[0]] += f"{key} = {relation.times * 2.5 - 0.01}\n"
+    tables[relation.of.split(".")[0]] += f"{of} = 2.5\n"
+    text = "".join(f"[{section}]\n{keys}" for section, keys in tables.items())
+
+    ((path, message),) = faults(text).items()
+
+    assert path == relation.key
+    assert f"is {relation.times * 2.5 - 0.01}, " in message
+    assert f"{relation.of}, which is 2.5; " in message
+    assert message.endswith("raise the one or lower the other")
+    assert load_config(text.replace(f"{of} = 2.5", f"{of} = 2.49"), {})
+
+
+def test_the_bound_itself_is_allowed_however_its_product_rounds() -> None:
+    assert load_config("[worker]\nheartbeat_interval_s = 0.1\n[recovery]\nsilence_s = 0.3", {})
+
+
+def test_a_bound_that_nobody_wrote_down_is_told_as_the_default() -> None:
+    assert faults("[recovery]\nbreaker_open_s = 400") == {
+        "recovery.breaker_open_max_s": "is 300.0 (the default), less than recovery.breaker_open_s, which is 400.0; "
+        "raise the one or lower the other"
+    }
+
+
+def test_bounds_are_told_beside_all_other_faults_and_not_for_values_that_have_their_own() -> None:
+    found = faults(
+        "[worker]\nheartbeat_interval_s = 20\nx = 1\n[recovery]\nbreaker_open_s = 0\nbreaker_open_max_s = -1"
+    )
+    assert list(found) == [
+        "worker.x",
+        "recovery.breaker_open_s",
+        "recovery.breaker_open_max_s",
+        "recovery.silence_s",
+    ]
+    assert list(faults("recovery = 1\n[worker]\nheartbeat_interval_s = 20")) == ["recovery"]
+
+
+def test_a_bound_that_the_environment_broke_is_told_by_its_variable() -> None:
+    base, top = "MLXSUP_RECOVERY__RESTART_BACKOFF_BASE_S", "MLXSUP_RECOVERY__RESTART_BACKOFF_MAX_S"
+    ((path, message),) = faults("", {base: "100"}).items()
+    assert (path, base in message) == ("recovery.restart_backoff_max_s", True)
+    assert list(faults("", {top: "0.5"})) == [top]
+
+
+@pytest.mark.parametrize(
+    ("text", "variable", "in_file", "in_environment"),
+    [
+        ("[server]\ndrain = 1", None, True, False),
+        ("", ("MLXSUP_SERVER__DRAIN_S", "x"), False, True),
+        ("", ("MLXSUP_SERVER__DRAIN", "1"), False, True),
+        ("", ("MLXSUP_RECOVERY__SILENCE_S", "1"), False, True),
+        ("[worker]\nheartbeat_interval_s = 5", ("MLXSUP_RECOVERY__SILENCE_S", "9"), True, True),
+        ("[recovery]\nfailed_hold_s = 999", ("MLXSUP_SERVER__DRAIN_S", "9"), True, False),
+    ],
+)
+def test_a_fault_says_where_it_is_to_be_mended(
+    text: str, variable: tuple[str, str] | None, in_file: bool, in_environment: bool
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(text, dict([variable] if variable else []))
+    (fault,) = caught.value.faults
+    assert (fault.in_file, fault.in_environment) == (in_file, in_environment)
 
 
 @given(st.text(max_size=60), st.text(max_size=20).filter(lambda text: "\x00" not in text))
