@@ -52,8 +52,13 @@ def each_is_answered_once(facts: Facts) -> Iterator[str]:
 def _may_go_unanswered(facts: Facts, asked: Asked, closed: Closed | None) -> bool:
     if closed is None:
         return False
-    # Who reads slowly may not have got everything when the supervisor is gone.
-    return closed.by == "client" or asked.client in facts.schedule.slow_clients
+    end = next((phase for phase in facts.all(Phase) if phase.name == "closed"), None)
+    # Who reads slowly may not have got everything when the supervisor is gone, and who asks then nothing.
+    return (
+        closed.by == "client"
+        or asked.client in facts.schedule.slow_clients
+        or (end is not None and facts.before(end, asked))
+    )
 
 
 def connections_stay_open(facts: Facts) -> Iterator[str]:
