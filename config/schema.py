@@ -31,6 +31,8 @@ class Server(_Section, frozen=True):
     pulls_max: Annotated[int, Meta(ge=1, le=64)] = 2
     outbox_bytes_max: Annotated[int, Meta(ge=64 * KIB)] = 64 * MIB
     drain_s: Seconds = 30.0
+    log_lines_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    log_flush_s: Seconds = 2.0
 
 
 class Generation(_Section, frozen=True):

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from mlxsup.protocol.descriptors import claim_pipes
 from mlxsup.supervisor.application import Setting, serve_socket, serve_stdio
 from mlxsup.supervisor.cli.setting import Loaded, config_option, read_setting, socket_option
 from mlxsup.supervisor.endpoint.bridge import bridge
+from mlxsup.supervisor.stderr_log import log_to_stderr
 
 
 @click.command()
@@ -20,8 +22,8 @@ from mlxsup.supervisor.endpoint.bridge import bridge
 def start(config_file: Path | None, socket_path: Path | None, verbose: bool) -> None:
     """Serve on a Unix socket until Ctrl-C, SIGTERM or `mlxsup stop`."""
     loaded = read_setting(config_file)
-    _log_to_stderr(logging.DEBUG if verbose else logging.INFO)
-    trio.run(serve_socket, _setting(loaded), loaded.socket(socket_path))
+    with _logging(loaded, logging.DEBUG if verbose else logging.INFO):
+        trio.run(serve_socket, _setting(loaded), loaded.socket(socket_path))
 
 
 @click.command()
@@ -34,11 +36,11 @@ def stdio(config_file: Path | None, socket_path: Path | None, connect: bool) -> 
     # Before anything could print: from here on stdout carries the protocol and nothing else.
     sys.stdout.flush()
     pipes = claim_pipes()
-    _log_to_stderr(logging.WARNING)
-    if connect:
-        trio.run(bridge, pipes, loaded.socket(socket_path))
-    else:
-        trio.run(serve_stdio, _setting(loaded), pipes)
+    with _logging(loaded, logging.WARNING):
+        if connect:
+            trio.run(bridge, pipes, loaded.socket(socket_path))
+        else:
+            trio.run(serve_stdio, _setting(loaded), pipes)
 
 
 def _setting(loaded: Loaded) -> Setting:
@@ -50,5 +52,6 @@ def _setting(loaded: Loaded) -> Setting:
     )
 
 
-def _log_to_stderr(level: int) -> None:
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+def _logging(loaded: Loaded, level: int) -> AbstractContextManager[None]:
+    server = loaded.config.server
+    return log_to_stderr(level, server.log_lines_max, server.log_flush_s)
