@@ -74,7 +74,11 @@ class _ThreadedSide:
         view = memoryview(data)
         while view:
             try:
-                view = view[await trio.to_thread.run_sync(os.write, self._descriptor, view) :]
+                # A terminal may be stopped, and a write to it last as long as its user likes.
+                written = await trio.to_thread.run_sync(
+                    os.write, self._descriptor, view, abandon_on_cancel=True
+                )
+                view = view[written:]
             except OSError as error:
                 raise trio.BrokenResourceError from error
 

@@ -60,3 +60,14 @@ def test_a_signal_ends_it_with_status_0_while_a_read_waits(user: User, terminal:
     process = converse(user, terminal)
     process.send_signal(signal.SIGTERM)
     assert process.wait(LIMIT_S) == 0
+
+
+def test_a_signal_ends_it_while_the_terminal_takes_no_more_output(
+    user: User, terminal: tuple[int, int]
+) -> None:
+    process = converse(user, terminal)
+    # Its answer is longer than what a terminal holds back while nobody looks at it.
+    os.write(terminal[0], request(2, "rpc.discover"))
+    read_until(terminal[0], b'"openrpc"')
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(LIMIT_S) == 0
