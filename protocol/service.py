@@ -74,11 +74,15 @@ class Quantiles(_Result, frozen=True):
 
 
 class Counters(_Result, frozen=True):
-    """Requests by how they ended, and tokens, since the supervisor started."""
+    """Requests by how they ended, and tokens, since the supervisor started.
+
+    `requests_resumed`: of those that have ended, the ones that went on in another worker when theirs had died.
+    """
 
     requests_total: int
     requests_active: int
     requests_queued: int
+    requests_resumed: int
     ended: dict[str, int]
     prompt_tokens_total: int
     completion_tokens_total: int
@@ -93,11 +97,21 @@ class SupervisorStats(_Result, frozen=True):
     connections: int
 
 
+class WorkerCounters(_Result, frozen=True):
+    """Deaths by class, and how many workers were started in place of one that had died, since the supervisor started."""
+
+    deaths: dict[str, int]
+    restarts: int
+
+
 class Stats(_Result, frozen=True):
+    """`workers`: of each model, as `models`."""
+
     supervisor: SupervisorStats
     overall: Counters
     models: dict[str, Counters]
     priorities: dict[str, Counters]
+    workers: dict[str, WorkerCounters]
 
 
 class SubscribeParams(_Params, frozen=True):

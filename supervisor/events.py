@@ -20,9 +20,13 @@ class EventBus:
         for listener in tuple(self._listeners):
             listener(event)
 
+    def subscribe(self, listener: Listener) -> None:
+        """For as long as there is this bus."""
+        self._listeners.append(listener)
+
     @contextmanager
     def subscribed(self, listener: Listener) -> Iterator[None]:
-        self._listeners.append(listener)
+        self.subscribe(listener)
         try:
             yield
         finally:

@@ -18,6 +18,7 @@ from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.generation.request import GenerationRequest, Sink
 from mlxsup.supervisor.generation.translate import make_order
 from mlxsup.supervisor.measure.counters import RequestCounters
+from mlxsup.supervisor.measure.worker_counters import WorkerTally
 from mlxsup.supervisor.model_methods import Caller, Handler, ModelMethods
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.lifecycle import WorkerState
@@ -54,6 +55,8 @@ class Service:
         self._events = events
         self._nursery = nursery
         self._counters = RequestCounters()
+        self._workers = WorkerTally()
+        events.subscribe(self._workers.take)
         self._deadlines: dict[int, trio.CancelScope] = {}
         self._last_request_id = 0
         self._started_s = time.monotonic()
@@ -170,6 +173,7 @@ class Service:
             overall=overall,
             models=models,
             priorities=priorities,
+            workers={runner.name: self._workers.read(runner.name) for runner in runners},
         )
 
     async def _subscribe(self, params: service.SubscribeParams, caller: Caller) -> service.SubscribeResult:

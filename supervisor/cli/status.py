@@ -6,9 +6,9 @@ import click
 import msgspec
 
 from mlxsup.protocol.client.sync import Client
-from mlxsup.protocol.service import Counters, Health, Stats
+from mlxsup.protocol.service import Counters, Health, Stats, WorkerCounters
 from mlxsup.supervisor.cli.models import model_table
-from mlxsup.supervisor.cli.render import size
+from mlxsup.supervisor.cli.render import counted, size
 from mlxsup.supervisor.cli.setting import config_option, read_setting, socket_option
 
 
@@ -28,8 +28,13 @@ def status(config_file: Path | None, socket_path: Path | None, as_json: bool) ->
     supervisor = stats.supervisor
     ready = click.style("ready", fg="green") if health.ready else click.style("not ready", fg="red")
     up = f"up {supervisor.uptime_s:.0f} s"
-    click.echo(f"{ready}, {up}, {size(supervisor.resident_bytes)}, {supervisor.connections} connections")
+    click.echo(
+        f"{ready}, {up}, {size(supervisor.resident_bytes)}, {counted(supervisor.connections, 'connection')}"
+    )
     click.echo(_requests(stats.overall))
+    for name, workers in stats.workers.items():
+        if workers.deaths:
+            click.echo(_deaths(name, workers, stats.models.get(name)))
     click.echo()
     click.echo(model_table(listed.models))
 
@@ -42,6 +47,15 @@ def _requests(counters: Counters) -> str:
     if counters.ttft_ms.count:
         line += f"; TTFT {counters.ttft_ms.p50:.0f} ms median, {counters.ttft_ms.p99:.0f} ms p99"
     return line
+
+
+def _deaths(model: str, workers: WorkerCounters, requests: Counters | None) -> str:
+    classes = ", ".join(f"{count} {name}" for name, count in sorted(workers.deaths.items()))
+    resumed = requests.requests_resumed if requests is not None else 0
+    return (
+        f"deaths of {model}: {classes}; {counted(workers.restarts, 'restart')}, "
+        f"{counted(resumed, 'request')} resumed; see `mlxsup deaths {model}`"
+    )
 
 
 @click.command()

@@ -10,6 +10,7 @@ class _Group:
 
     def __init__(self) -> None:
         self._accepted = 0
+        self._resumed = 0
         self._ended: dict[str, int] = {}
         self._prompt_tokens = 0
         self._completion_tokens = 0
@@ -23,6 +24,7 @@ class _Group:
     def end(self, request: GenerationRequest, outcome: str) -> None:
         marks = request.marks
         self._ended[outcome] = self._ended.get(outcome, 0) + 1
+        self._resumed += request.resumed > 0
         self._prompt_tokens += request.prompt_tokens
         self._completion_tokens += len(request.tokens)
         if marks.dispatched_s is not None:
@@ -38,6 +40,7 @@ class _Group:
             requests_total=self._accepted,
             requests_active=self._accepted - sum(self._ended.values()),
             requests_queued=queued,
+            requests_resumed=self._resumed,
             ended=dict(self._ended),
             prompt_tokens_total=self._prompt_tokens,
             completion_tokens_total=self._completion_tokens,
