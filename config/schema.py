@@ -94,6 +94,7 @@ class Recovery(_Section, frozen=True):
     suspect_memory_s: PositiveSeconds = 3600.0
     quarantine_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
     reports_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 1000
+    reports_flush_s: Seconds = 5.0
     stranded_share: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.5
     memory_wait_s: Seconds = 10.0
     headroom_bytes: Annotated[int, Meta(ge=0)] = 256 * MIB

@@ -49,7 +49,7 @@ async def open_supervisor(setting: Setting) -> AsyncIterator[Service]:
         events = EventBus()
         store = Store(setting.cache)
         book = DeathBook(setting.state / "deaths.sqlite", setting.config.recovery.reports_max)
-        recorder = DeathRecorder(book, events)
+        recorder = DeathRecorder(book, events, setting.config.recovery.reports_flush_s)
         nursery.start_soon(recorder.run)
         pool = Pool(
             setting.config,

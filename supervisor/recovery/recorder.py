@@ -1,7 +1,9 @@
 """Tells of deaths: an event at once, a report on disk a moment later. Task."""
 
 import logging
+from collections import deque
 from datetime import UTC, datetime
+from itertools import islice
 
 import msgspec
 import trio
@@ -17,7 +19,7 @@ from mlxsup.supervisor.recovery.source_files import is_source_file
 
 _log = logging.getLogger(__name__)
 
-# Deaths come in bursts, and the disk may be slow; beyond it a report is lost, and the log says so.
+# Deaths come in bursts, and the disk may be slow; beyond it entries are lost, and the log says so.
 _WAITING_MAX = 200
 
 
@@ -27,29 +29,46 @@ class _Forgiven(msgspec.Struct, frozen=True):
     model: str | None
 
 
+_Entry = DeathReport | QuarantinedRequest | _Forgiven
+
+
 class DeathRecorder:
-    def __init__(self, book: DeathBook, events: EventBus) -> None:
+    def __init__(self, book: DeathBook, events: EventBus, flush_s: float) -> None:
         self._book = book
         self._events = events
-        self._send, self._receive = trio.open_memory_channel[DeathReport | QuarantinedRequest | _Forgiven](
-            _WAITING_MAX
-        )
+        self._flush_s = flush_s
+        self._waiting: deque[_Entry] = deque()
+        self._changed = trio.Event()
+        self._lost = 0
+        self._ending = False
+        # What is begun is finished, for as long as the end may wait for it.
+        self._writing = trio.CancelScope(shield=True)
 
     async def run(self) -> None:
-        """Write what has happened, in order; until cancelled, and then what is left."""
-        try:
-            async for item in self._receive:
-                # Whoever took it out writes it.
-                with trio.CancelScope(shield=True):
-                    await self._write(item)
-        finally:
-            with trio.CancelScope(shield=True):
-                while True:
-                    try:
-                        item = self._receive.receive_nowait()
-                    except trio.WouldBlock:
-                        break
-                    await self._write(item)
+        """Write what has happened, in order; once cancelled, what is left, for at most `flush_s` in all."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_all)
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._ending = True
+                self._writing.deadline = trio.current_time() + self._flush_s
+                self._changed.set()
+
+    async def _write_all(self) -> None:
+        with self._writing:
+            while not self._ending or self._waiting:
+                if self._waiting:
+                    await self._write(self._waiting[0])
+                    self._waiting.popleft()
+                    continue
+                if self._lost:
+                    _log.error("%d entries of the death book are lost", self._lost)
+                    self._lost = 0
+                self._changed = trio.Event()
+                await self._changed.wait()
+        if self._waiting:
+            _log.error("the end waits no longer for the death book: %d entries are lost", len(self._waiting))
 
     def worker_died(self, model: str, life: Life, evidence: Evidence, aftermath: Aftermath) -> None:
         report = _make_report(model, life, evidence, aftermath)
@@ -72,25 +91,35 @@ class DeathRecorder:
         self._put(entry)
 
     def requests_forgiven(self, model: str | None) -> None:
+        # What waits and is about them is void; the first of all is being written.
+        for entry in list(islice(self._waiting, 1, None)):
+            if not isinstance(entry, DeathReport) and model in (None, entry.model):
+                self._waiting.remove(entry)
         self._put(_Forgiven(model))
 
-    def _put(self, item: DeathReport | QuarantinedRequest | _Forgiven) -> None:
-        try:
-            self._send.send_nowait(item)
-        except trio.WouldBlock:
-            _log.error("too many deaths at once: one report is lost")
+    def _put(self, entry: _Entry) -> None:
+        if len(self._waiting) < _WAITING_MAX:
+            self._waiting.append(entry)
+            self._changed.set()
+            return
+        if not self._lost:
+            _log.error("the death book can't be written as fast as it grows: entries are lost")
+        self._lost += 1
 
-    async def _write(self, item: DeathReport | QuarantinedRequest | _Forgiven) -> None:
+    async def _write(self, entry: _Entry) -> None:
         try:
-            if isinstance(item, DeathReport):
-                await trio.to_thread.run_sync(self._book.write, item)
-            elif isinstance(item, QuarantinedRequest):
-                await trio.to_thread.run_sync(self._book.write_quarantined, item, _now())
-            else:
-                await trio.to_thread.run_sync(self._book.forget_quarantined, item.model)
+            await trio.to_thread.run_sync(self._keep, entry, abandon_on_cancel=True)
         except (DeathBookError, RuntimeError) as error:
             # RuntimeError: there is no thread left to write in.
             _log.error("cannot keep a death report: %s", error)
+
+    def _keep(self, entry: _Entry) -> None:
+        if isinstance(entry, DeathReport):
+            self._book.write(entry)
+        elif isinstance(entry, QuarantinedRequest):
+            self._book.write_quarantined(entry, _now())
+        else:
+            self._book.forget_quarantined(entry.model)
 
 
 def _make_report(model: str, life: Life, evidence: Evidence, aftermath: Aftermath) -> DeathReport:

@@ -1,6 +1,9 @@
 """A death becomes an event at once, and a report on disk that holds nothing of a prompt."""
 
 import logging
+import math
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -17,6 +20,8 @@ from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.requests import make_request
 from tests.unit.pool.conftest import OpenStage
 
+FLUSH_S = 60.0
+LIMIT_S = 10.0
 ENTRY = QuarantinedRequest(digest="d", model="m", deaths=2, death_class="aborted")
 
 
@@ -25,7 +30,7 @@ async def test_a_death_leaves_an_event_and_a_report_with_its_facts_and_no_prompt
 ) -> None:
     book, events = DeathBook(tmp_path / "deaths.sqlite", 10), EventBus()
     seen: list[Event] = []
-    recorder = DeathRecorder(book, events)
+    recorder = DeathRecorder(book, events, math.inf)
     async with open_stage() as stage:
         await stage.runner.ensure_ready()
         stage.runner.submit(make_request(CollectingSink(), prompt="xylophone", tokens=100))
@@ -60,24 +65,70 @@ async def test_a_death_leaves_an_event_and_a_report_with_its_facts_and_no_prompt
     assert book.read_quarantined() == [ENTRY]
 
 
-async def test_what_is_left_at_the_end_is_written_and_a_burst_beyond_the_bound_is_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    book = DeathBook(tmp_path / "deaths.sqlite", 1000)
-    recorder = DeathRecorder(book, EventBus())
-    for number in range(_WAITING_MAX + 1):
-        recorder.request_quarantined(msgspec.structs.replace(ENTRY, digest=str(number)))
+async def write_what_waits(recorder: DeathRecorder) -> None:
     async with trio.open_nursery() as nursery:
         nursery.cancel_scope.cancel()
         nursery.start_soon(recorder.run)
 
+
+async def test_what_is_left_at_the_end_is_written_and_what_is_lost_of_a_burst_is_logged_once_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = DeathBook(tmp_path / "deaths.sqlite", 1000)
+    recorder = DeathRecorder(book, EventBus(), FLUSH_S)
+    for number in range(_WAITING_MAX + 7):
+        recorder.request_quarantined(msgspec.structs.replace(ENTRY, digest=str(number)))
+    burst = caplog.messages.copy()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(recorder.run)
+        with trio.fail_after(LIMIT_S):
+            while len(caplog.messages) == len(burst):  # noqa: ASYNC110  (the log has no event)
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
     assert len(book.read_quarantined()) == _WAITING_MAX
-    assert "one report is lost" in caplog.text
+    assert burst == ["the death book can't be written as fast as it grows: entries are lost"]
+    assert caplog.messages[1:] == ["7 entries of the death book are lost"]
+
+
+async def test_forgiving_again_and_again_takes_no_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = DeathBook(tmp_path / "deaths.sqlite", 1000)
+    recorder = DeathRecorder(book, EventBus(), FLUSH_S)
+    for number in range(2 * _WAITING_MAX):
+        recorder.request_quarantined(msgspec.structs.replace(ENTRY, digest=str(number)))
+        recorder.requests_forgiven(ENTRY.model)
+        recorder.requests_forgiven("other")
+    other = msgspec.structs.replace(ENTRY, model="other")
+    recorder.request_quarantined(other)
+    recorder.requests_forgiven(ENTRY.model)
+    await write_what_waits(recorder)
+
+    assert book.read_quarantined() == [other]
+    assert caplog.messages == []
+
+
+async def test_the_end_waits_for_a_locked_book_no_longer_than_it_may_and_says_what_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    book = DeathBook(tmp_path / "deaths.sqlite", 10)
+    book.write_quarantined(ENTRY, "2026")
+    recorder = DeathRecorder(book, EventBus(), 0.05)
+    with closing(sqlite3.connect(tmp_path / "deaths.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for number in range(5):
+            recorder.request_quarantined(msgspec.structs.replace(ENTRY, digest=str(number)))
+        # One entry alone would wait for longer.
+        with trio.fail_after(4.0):
+            await write_what_waits(recorder)
+
+    assert caplog.messages == ["the end waits no longer for the death book: 5 entries are lost"]
 
 
 async def test_what_happens_last_is_kept_when_the_end_comes_at_once(tmp_path: Path) -> None:
     book = DeathBook(tmp_path / "deaths.sqlite", 10)
-    recorder = DeathRecorder(book, EventBus())
+    recorder = DeathRecorder(book, EventBus(), FLUSH_S)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(recorder.run)
         await trio.testing.wait_all_tasks_blocked()
@@ -90,11 +141,11 @@ async def test_what_happens_last_is_kept_when_the_end_comes_at_once(tmp_path: Pa
 async def test_without_a_thread_to_write_in_a_report_is_lost_and_the_recorder_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         await trio.lowlevel.checkpoint()
         raise RuntimeError("can't start new thread")
 
-    recorder = DeathRecorder(DeathBook(tmp_path / "deaths.sqlite", 10), EventBus())
+    recorder = DeathRecorder(DeathBook(tmp_path / "deaths.sqlite", 10), EventBus(), FLUSH_S)
     monkeypatch.setattr(trio.to_thread, "run_sync", fail)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(recorder.run)
@@ -107,7 +158,7 @@ async def test_without_a_thread_to_write_in_a_report_is_lost_and_the_recorder_go
 
 async def test_what_is_forgiven_is_forgotten_on_disk_in_the_order_of_events(tmp_path: Path) -> None:
     book = DeathBook(tmp_path / "deaths.sqlite", 10)
-    recorder = DeathRecorder(book, EventBus())
+    recorder = DeathRecorder(book, EventBus(), FLUSH_S)
     again = msgspec.structs.replace(ENTRY, digest="later")
     recorder.request_quarantined(ENTRY)
     recorder.requests_forgiven(ENTRY.model)
@@ -123,7 +174,7 @@ async def test_a_disk_that_cannot_be_written_is_logged_and_stops_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    recorder = DeathRecorder(DeathBook(tmp_path / "file" / "deaths.sqlite", 10), EventBus())
+    recorder = DeathRecorder(DeathBook(tmp_path / "file" / "deaths.sqlite", 10), EventBus(), FLUSH_S)
     recorder.request_quarantined(ENTRY)
     recorder.request_quarantined(ENTRY)
     async with trio.open_nursery() as nursery:
