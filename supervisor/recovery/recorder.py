@@ -67,8 +67,8 @@ class DeathRecorder:
                     self._lost = 0
                 self._changed = trio.Event()
                 await self._changed.wait()
-        if self._waiting:
-            _log.error("the end waits no longer for the death book: %d entries are lost", len(self._waiting))
+        if lost := len(self._waiting) + self._lost:
+            _log.error("the end waits no longer for the death book: %d entries are lost", lost)
 
     def worker_died(self, model: str, life: Life, evidence: Evidence, aftermath: Aftermath) -> None:
         report = _make_report(model, life, evidence, aftermath)
