@@ -22,7 +22,7 @@ from mlxsup.supervisor.models.store import MANIFEST
 
 _SETTINGS_BYTES_MAX = 16 * 1024 * 1024
 _DATA_BYTES_MAX = 256 * 1024 * 1024
-_FILES_MAX = 10_000
+FILES_MAX = 10_000
 _LFS_POINTER = b"version https://git-lfs"
 # What a loader reads besides the weights, and what therefore belongs to the model's identity.
 _READ_WHOLE = (".json", ".jinja", ".txt", ".model", ".tiktoken")
@@ -123,8 +123,8 @@ def _files(folder: Path) -> dict[str, int]:
         raise ValueError(
             "cannot load the model: its folder isn't there; correct `source`, or pull the model"
         ) from None
-    if len(entries) > _FILES_MAX:
-        raise ValueError(f"cannot load the model: its folder holds more than {_FILES_MAX} files")
+    if len(entries) > FILES_MAX:
+        raise ValueError(f"cannot load the model: its folder holds more than {FILES_MAX} files")
     allowed = [Path(os.path.realpath(place)) for place in (folder, *_blobs(folder))]
     sizes: dict[str, int] = {}
     for entry in entries:

@@ -13,7 +13,7 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.service import ModelEntry
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.models.aliases import ALIASES
-from mlxsup.supervisor.models.folder_check import check_folder
+from mlxsup.supervisor.models.checked_folders import CheckedFolders
 from mlxsup.supervisor.models.names import Folder, Source, check_name, parse_source
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.casualties import Witness
@@ -51,6 +51,7 @@ class Pool:
         self._machine = CircuitBreaker(machine_limits(config.recovery))
         self._quarantined = quarantined
         self._observer = Observer()
+        self._folders = CheckedFolders()
         self._hatchery = Hatchery(self._spawn, config.worker, nursery)
         self._runners: dict[str, ModelRunner] = {}
         for name in config.models:
@@ -163,7 +164,7 @@ class Pool:
     def _worker_source(self, source: Source) -> WorkerSource:
         async def locate() -> Path:
             folder = await trio.to_thread.run_sync(self._require_pulled, source)
-            await trio.to_thread.run_sync(check_folder, folder)
+            await trio.to_thread.run_sync(self._folders.check, folder)
             return folder
 
         return WorkerSource(

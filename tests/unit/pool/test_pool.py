@@ -10,6 +10,7 @@ from trio.testing import MockClock
 from mlxsup import native
 from mlxsup.config.schema import Config, Model, Worker
 from mlxsup.supervisor.events import EventBus
+from mlxsup.supervisor.models.checked_folders import CheckedFolders
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool import pool as pool_module
 from mlxsup.supervisor.pool.pool import Pool
@@ -26,7 +27,7 @@ async def test_a_spare_that_takes_over_has_as_many_threads_as_the_worker_that_di
     (tmp_path / "m").mkdir()
     monkeypatch.setattr(os, "cpu_count", lambda: CORES)
     monkeypatch.setattr(native, "preload_environment", lambda count: {"THREADS": str(count)})
-    monkeypatch.setattr(pool_module, "check_folder", lambda _: None)
+    monkeypatch.setattr(CheckedFolders, "check", lambda *_: None)
     async with trio.open_nursery() as workers, trio.open_nursery() as nursery:
         shop = WorkerShop(workers)
 
