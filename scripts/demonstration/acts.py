@@ -11,7 +11,7 @@ import psutil
 import trio
 
 from mlxsup.protocol.generation import GenerationResult
-from mlxsup.supervisor.cli.models import show_load
+from mlxsup.supervisor.cli.loading import show_load
 from mlxsup.supervisor.cli.render import ProgressLine, size
 from scripts.demonstration.board import Board, printable
 from scripts.demonstration.stage import MLXSUP, MODEL, ActFailedError, Stage, announce, say
@@ -67,7 +67,7 @@ async def _load(stage: Stage) -> None:
     line = ProgressLine(f"   {MODEL}")
     began_s = trio.current_time()
     try:
-        entry = await stage.client.call("model/load", {"model": MODEL}, show_load(line))
+        entry = await stage.client.call("model/load", {"model": MODEL}, show_load(line, MODEL))
     finally:
         line.end()
     say(f"process {entry.pid} is {entry.state} after {trio.current_time() - began_s:.1f} s")

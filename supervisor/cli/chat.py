@@ -11,9 +11,8 @@ import click
 from mlxsup.protocol.client.exchange import OWN_SUPERVISOR, ConnectionLostError
 from mlxsup.protocol.client.sync import Client
 from mlxsup.protocol.errors import RpcError
-from mlxsup.protocol.generation import GenerationResult
-from mlxsup.supervisor.cli.models import show_load
-from mlxsup.supervisor.cli.render import ProgressLine
+from mlxsup.protocol.generation import FinishReason, GenerationResult
+from mlxsup.supervisor.cli.loading import watch_load
 from mlxsup.supervisor.cli.setting import Loaded, config_option, read_setting, socket_option
 
 
@@ -38,24 +37,22 @@ def chat(
 ) -> None:
     """Ask PROMPT, or converse. `-` reads the prompt from stdin.
 
-    Uses the running supervisor, or one of its own for as long as it takes. Ctrl-C ends an answer.
+    Uses the running supervisor, or one of its own for as long as it takes. Ctrl-C ends an answer, Ctrl-D a
+    conversation.
     """
     loaded = read_setting(config_file)
     name = model or next(iter(loaded.config.models))
     params = {"model": name, "max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     messages = [{"role": "system", "content": system}] if system else []
     with _client(loaded, config_file, socket_path) as client:
-        line = ProgressLine(name)
-        line.show("starting a worker", 0, None)
-        try:
-            client.call("model/load", {"model": name, "forgive": False}, show_load(line))
-        finally:
-            line.end()
+        watch_load(client, loaded, "model/load", {"model": name, "forgive": False}, "starting a worker")
         if prompt is not None:
             text = sys.stdin.read() if prompt == "-" else prompt
             if not text.strip():
                 raise click.UsageError("the prompt is empty")
-            _answer(client, params, [*messages, {"role": "user", "content": text}])
+            answer = _answer(client, params, [*messages, {"role": "user", "content": text}])
+            if answer.finish_reason is FinishReason.CANCELLED:
+                raise KeyboardInterrupt
         else:
             _converse(client, params, messages)
 
@@ -79,8 +76,10 @@ def _converse(client: Client, params: dict[str, Any], messages: list[dict[str, s
     while True:
         try:
             text = input("\n> ")
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, KeyboardInterrupt) as end:
             click.echo(err=True)
+            if isinstance(end, KeyboardInterrupt):
+                raise
             return
         if not text.strip():
             continue

@@ -12,7 +12,8 @@ from mlxsup.supervisor.cli.chat import chat
 from mlxsup.supervisor.cli.config import config
 from mlxsup.supervisor.cli.deaths import deaths
 from mlxsup.supervisor.cli.doctor import doctor
-from mlxsup.supervisor.cli.models import breaker, list_models, load, pull_model, recycle, unload
+from mlxsup.supervisor.cli.loading import load, recycle
+from mlxsup.supervisor.cli.models import breaker, list_models, pull_model, unload
 from mlxsup.supervisor.cli.serve import start, stdio
 from mlxsup.supervisor.cli.setting import NOT_CONFIGURED, SettingError
 from mlxsup.supervisor.cli.status import status, stop

@@ -1,17 +1,14 @@
-"""`mlxsup list`, `pull`, `load`, `unload`, `recycle` and `breaker`."""
+"""`mlxsup list`, `pull`, `unload` and `breaker`."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 import trio
 
-from mlxsup.protocol.client.exchange import Notification
 from mlxsup.protocol.client.sync import Client
-from mlxsup.protocol.service import ModelEntry, Progress
-from mlxsup.supervisor.cli.render import ProgressLine, size, table
+from mlxsup.supervisor.cli.model_table import model_table
+from mlxsup.supervisor.cli.render import ProgressLine
 from mlxsup.supervisor.cli.setting import config_option, read_setting, socket_option
 from mlxsup.supervisor.models.fetcher.messages import Progress as PullProgress
 from mlxsup.supervisor.models.pull import pull
@@ -29,20 +26,6 @@ def list_models(config_file: Path | None, socket_path: Path | None, as_json: boo
         click.echo(msgspec.json.encode(listed))
         return
     click.echo(model_table(listed.models))
-
-
-def model_table(models: list[ModelEntry]) -> str:
-    header = ("MODEL", "STATE", "PID", "MEMORY", "STARTS", "")
-    return table(header, [_row(model) for model in models])
-
-
-def _row(model: ModelEntry) -> tuple[str, ...]:
-    notes = [] if model.pulled else ["not pulled"]
-    notes += ["pinned"] if model.pinned else []
-    notes += [f"breaker {model.breaker}"] if model.breaker != "closed" else []
-    notes += [model.reason] if model.reason else []
-    pid = str(model.pid or "-")
-    return (model.name, model.state, pid, size(model.memory_bytes), str(model.generation), "; ".join(notes))
 
 
 @click.command("pull")
@@ -75,27 +58,6 @@ def pull_model(model: str, config_file: Path | None) -> None:
 @click.argument("model")
 @config_option
 @socket_option
-@click.option("--pin/--no-pin", default=None, help="Unload it only with --force.")
-def load(model: str, config_file: Path | None, socket_path: Path | None, pin: bool | None) -> None:
-    """Have the running supervisor load MODEL now."""
-    _watch_load("model/load", {"model": model, "pin": pin}, "starting a worker", config_file, socket_path)
-
-
-def show_load(line: ProgressLine) -> Callable[[Notification], None]:
-    """Draws the progress notifications of a load."""
-
-    def show(notification: Notification) -> None:
-        if isinstance(notification, Progress):
-            value = notification.value
-            line.show(value["phase"], value["bytes_done"], value["bytes_total"])
-
-    return show
-
-
-@click.command()
-@click.argument("model")
-@config_option
-@socket_option
 @click.option("--force", is_flag=True, help="At once, and also if it is pinned.")
 def unload(model: str, config_file: Path | None, socket_path: Path | None, force: bool) -> None:
     """End MODEL's worker, after its requests."""
@@ -103,36 +65,23 @@ def unload(model: str, config_file: Path | None, socket_path: Path | None, force
         client.call("model/unload", {"model": model, "force": force})
 
 
-@click.command()
-@click.argument("model")
-@config_option
-@socket_option
-def recycle(model: str, config_file: Path | None, socket_path: Path | None) -> None:
-    """Replace MODEL's worker by a new one; running answers lose nothing."""
-    _watch_load("model/recycle", {"model": model}, "starting another worker", config_file, socket_path)
-
-
-def _watch_load(
-    method: str, params: dict[str, Any], first: str, config_file: Path | None, socket_path: Path | None
-) -> None:
-    """Ask for a worker, draw its load, and show what is there then."""
-    line = ProgressLine(params["model"])
-    with Client.connect(read_setting(config_file).socket(socket_path)) as client:
-        line.show(first, 0, None)
-        try:
-            entry = client.call(method, params, show_load(line))
-        finally:
-            line.end()
-    click.echo(model_table([entry]))
+# The words of `mlxsup list` are those of the actions that lead there.
+_ACTIONS = {"reset": "reset", "force-open": "force_open", "disable": "disable"}
 
 
 @click.command()
 @click.argument("model")
-@click.argument("action", type=click.Choice(["reset", "force-open", "disable"]))
+@click.argument("action", type=click.Choice(list(_ACTIONS)))
 @config_option
 @socket_option
 def breaker(model: str, action: str, config_file: Path | None, socket_path: Path | None) -> None:
-    """Set MODEL's circuit breaker by hand."""
+    """Set the circuit breaker of MODEL by hand.
+
+    \b
+    reset       Close it: requests are let in, and deaths are counted from zero.
+    force-open  Refuse new requests until somebody sets it otherwise.
+    disable     Let every request in, whatever dies, until it is set otherwise.
+    """
     with Client.connect(read_setting(config_file).socket(socket_path)) as client:
-        entry = client.call("model/breaker", {"model": model, "action": action.replace("-", "_")})
+        entry = client.call("model/breaker", {"model": model, "action": _ACTIONS[action]})
     click.echo(model_table([entry]))

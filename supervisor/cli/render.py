@@ -64,6 +64,14 @@ class ProgressLine:
         if self._on_terminal:
             self._draw(done, total, now_s)
 
+    def tell(self, text: str, meanwhile: str) -> None:
+        """A line that stays; below it a terminal shows `meanwhile`, until there is something else to show."""
+        self.end()
+        click.echo(f"{self._title}: {text}", err=True)
+        self._phase = meanwhile
+        if self._on_terminal:
+            self._draw(0, None, time.monotonic())
+
     def _draw(self, done: int, total: int | None, now_s: float) -> None:
         line = f"{self._title}  {self._phase}"
         if total and total > 1:

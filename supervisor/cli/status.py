@@ -7,7 +7,7 @@ import msgspec
 
 from mlxsup.protocol.client.sync import Client
 from mlxsup.protocol.service import Counters, Health, Stats, WorkerCounters
-from mlxsup.supervisor.cli.models import model_table
+from mlxsup.supervisor.cli.model_table import model_table
 from mlxsup.supervisor.cli.render import counted, size
 from mlxsup.supervisor.cli.setting import config_option, read_setting, socket_option
 

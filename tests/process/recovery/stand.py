@@ -112,15 +112,21 @@ class Stand:
 
     def mlxsup(self, *arguments: str) -> str:
         """What the command prints."""
-        done = subprocess.run(
+        done = self.run(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [*_MLXSUP, *arguments],
             env=self._environment,
             cwd=self.folder,
-            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
             timeout=LIMIT_S,
-            check=True,
+            check=False,
         )
-        return done.stdout.decode()
 
     def deaths(self) -> list[dict[str, Any]]:
         """Oldest first, of a supervisor that has ended: it may write them a moment later than it tells of them."""

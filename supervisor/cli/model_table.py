@@ -1,0 +1,49 @@
+"""How models look in a terminal: one line each, and below it why one does not serve."""
+
+import textwrap
+
+from mlxsup.protocol.service import ModelEntry
+from mlxsup.supervisor.cli.render import size, table
+from mlxsup.supervisor.pool.lifecycle import WorkerState
+from mlxsup.supervisor.recovery.breaker import BreakerState
+
+_COLUMNS = 80
+_STATES = {WorkerState.SPAWNING: "starting", WorkerState.BACKOFF: "backing off"}
+_BREAKERS = {BreakerState.HALF_OPEN: "half-open", BreakerState.FORCED_OPEN: "force-open"}
+
+
+def model_table(models: list[ModelEntry]) -> str:
+    """The breakers have a column when one of them is not closed."""
+    with_breaker = any(model.breaker != BreakerState.CLOSED for model in models)
+    header = ("MODEL", "STATE", "PID", "MEMORY", "STARTS", *(["BREAKER"] if with_breaker else []))
+    heading, *lines = table(header, [_row(model)[: len(header)] for model in models]).splitlines()
+    shown = [heading]
+    for model, line in zip(models, lines, strict=True):
+        shown.append(line)
+        if model.reason:
+            shown += textwrap.wrap(
+                model.reason,
+                _COLUMNS,
+                initial_indent="  ",
+                subsequent_indent="  ",
+                break_on_hyphens=False,
+            )
+    return "\n".join(shown)
+
+
+def _row(model: ModelEntry) -> tuple[str, ...]:
+    return (
+        model.name,
+        _state(model),
+        str(model.pid or "-"),
+        size(model.memory_bytes),
+        str(model.generation),
+        _BREAKERS.get(BreakerState(model.breaker), model.breaker),
+    )
+
+
+def _state(model: ModelEntry) -> str:
+    state = _STATES.get(WorkerState(model.state), model.state)
+    if model.state == WorkerState.STOPPED and not model.pulled:
+        state = "not pulled"
+    return f"{state}, pinned" if model.pinned else state
