@@ -15,7 +15,9 @@ from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.supervisor.pool.attempt import Attempt
+from mlxsup.supervisor.pool.frame_pipes import LinkFaultError
 from mlxsup.supervisor.pool.lifecycle import WorkerState
+from mlxsup.supervisor.pool.output_bound import OutputBound
 from mlxsup.supervisor.pool.process import Observation
 from mlxsup.supervisor.pool.watch import Watch
 from mlxsup.supervisor.pool.worker import Handlers, Worker, WorkerGoneError
@@ -96,6 +98,7 @@ class Life:
         self._recovery = recovery
         self._owner = owner
         self._watch = Watch(watchdog_limits(config, recovery), source.observe, prefill_tokens_per_s)
+        self._output = OutputBound()
         self._stop_asked = trio.Event()
         self._now = trio.Event()
         self._refused: RpcError | None = None
@@ -113,6 +116,7 @@ class Life:
     def generate(self, id: int, order: link.Generate) -> None:
         assert self.worker is not None
         self.worker.send_request(id, link.GENERATE, order)
+        self._output.grant(id, order)
         self._watch.watchdog.note_sent(trio.current_time())
 
     def cancel(self, id: int) -> None:
@@ -211,6 +215,7 @@ class Life:
             else:
                 if not self._stop_asked.is_set() and self._watch.stall is None:
                     self.ready_s = trio.current_time()
+                    self._output.context_tokens = loaded.context_tokens
                     self._enter(WorkerState.READY)
                     self._owner.ready(self, loaded)
                 await trio.sleep_forever()
@@ -275,10 +280,13 @@ class Life:
 
     def _take_step(self, step: link.Step) -> None:
         self._watch.watchdog.note_frame(trio.current_time())
+        if self._output.is_exceeded(step):
+            raise LinkFaultError("it generated more than it was asked for")
         self._owner.take_step(self, step)
 
     def _take_answer(self, id: int, answer: link.Generated | RpcError) -> None:
         self._watch.watchdog.note_answer(trio.current_time())
+        self._output.end(id)
         self._owner.take_answer(self, id, answer)
 
     def _take_progress(self, progress: link.LoadProgress) -> None:

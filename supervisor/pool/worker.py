@@ -45,7 +45,10 @@ class WorkerGoneError(Exception):
 
 
 class Handlers(msgspec.Struct, frozen=True):
-    """What is done, at once and without waiting, with what the worker says by itself."""
+    """What is done, at once and without waiting, with what the worker says by itself.
+
+    They raise LinkFaultError for what it should not have said.
+    """
 
     step: Callable[[link.Step], None]
     answer: Callable[[int, link.Generated | RpcError], None]

@@ -25,7 +25,7 @@ HELLO = link.Hello(
     pid=1, python="3", mlx="0", mlx_lm="0", device="cpu", orphan_watch=True, signal_key=SIGNAL_KEY
 )
 LOADED = link.Loaded(
-    model_type="fake", context_tokens=1000, weights_bytes=1, vocabulary_tokens=10, load_s=0.0
+    model_type="fake", context_tokens=100_000, weights_bytes=1, vocabulary_tokens=10, load_s=0.0
 )
 
 
