@@ -1,5 +1,6 @@
 """`mlxsup deaths`: what died, of what, and what was done."""
 
+import re
 from datetime import datetime
 from pathlib import Path
 
@@ -8,11 +9,27 @@ import msgspec
 
 from mlxsup.protocol.client.exchange import ConnectionLostError
 from mlxsup.protocol.client.sync import Client
-from mlxsup.supervisor.cli.render import size, table
-from mlxsup.supervisor.cli.setting import config_option, read_setting, socket_option
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.service import ForgiveResult
+from mlxsup.supervisor.cli.render import counted, size, table
+from mlxsup.supervisor.cli.setting import Loaded, config_option, read_setting, socket_option
+from mlxsup.supervisor.models.aliases import ALIASES
+from mlxsup.supervisor.models.store import Store
+from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.recovery.death_report import DeathBook, DeathReport
+from mlxsup.supervisor.recovery.poison import QuarantinedRequest
+from mlxsup.supervisor.recovery.verdicts import SIGNALS, STATUSES, TEXTS, Restart
 
 _SPARK = "▁▂▃▄▅▆▇█"
+_NO_RESTART = "no restart"
+# What another worker would die of, too: no budget was overrun then.
+_NEVER_RESTARTED = frozenset(
+    verdict.name
+    for verdict in (*STATUSES.values(), *SIGNALS.values(), *(verdict for _, verdict in TEXTS))
+    if verdict.restart is Restart.NEVER
+)
+# The end of a line of which not all is kept.
+_LEFT_OUT = re.compile(r"\(\d+ characters\)$")
 
 
 @click.command()
@@ -38,35 +55,77 @@ def deaths(
     """
     loaded = read_setting(config_file)
     book = DeathBook(loaded.locations.state / "deaths.sqlite", loaded.config.recovery.reports_max)
+    if model is not None:
+        _require_known(loaded, book, model)
     if forget:
-        click.echo(f"{_forget(book, model, loaded.socket(socket_path))} requests may try again")
+        forgiven = _forget(book, model, loaded.socket(socket_path))
+        told = f"{counted(forgiven.requests, 'request')} may try again"
+        click.echo(msgspec.json.encode(forgiven) if as_json else told)
         return
     reports, quarantined = book.read(model, limit), book.read_quarantined(model)
     if as_json:
         click.echo(msgspec.json.encode({"deaths": reports, "quarantined": quarantined}))
+    else:
+        _show(model, reports, quarantined, full=full)
+
+
+def _require_known(loaded: Loaded, book: DeathBook, model: str) -> None:
+    """Raises RpcError: it is a slip, and not a model that is well."""
+    if book.read(model, 1) or book.read_quarantined(model):
         return
-    if full:
+    pulled = (model.name for model in Store(loaded.locations.cache).pulled())
+    if model not in {*loaded.config.models, *ALIASES, *pulled}:
+        raise RpcError(
+            ErrorKind.MODEL_NOT_FOUND,
+            f"no model is called `{model}` here, and no death of one is known; `mlxsup deaths` lists those of all",
+        )
+
+
+def _show(
+    model: str | None, reports: list[DeathReport], quarantined: list[QuarantinedRequest], *, full: bool
+) -> None:
+    if not reports:
+        click.echo("no worker has died" if model is None else f"no worker of {model} has died")
+    elif full:
         click.echo("\n\n".join(map(_whole, reports)))
-    elif reports:
+    else:
         header = ("WHEN", "MODEL", "PID", "CLASS", "PHASE", "IN FLIGHT", "DONE")
         click.echo(table(header, [_row(report) for report in reports]))
-    else:
-        click.echo("no worker has died")
+        for name in dict.fromkeys(report.model for report in reports if _given_up(report)):
+            click.echo(f"{name} was given up: {_way_out(name)}")
     for entry in quarantined:
         click.echo(
             f"quarantined: request {entry.digest[:16]} of {entry.model}, {entry.deaths} deaths ({entry.death_class})"
         )
+    if quarantined:
+        click.echo("`mlxsup deaths --forget` lets what is quarantined try again")
 
 
-def _forget(book: DeathBook, model: str | None, socket: Path) -> int:
+def _given_up(report: DeathReport) -> WorkerState | None:
+    """The state in which this death left its model, until somebody did something about it."""
+    if not report.action.endswith(_NO_RESTART):
+        return None
+    return WorkerState.FAILED if report.death_class in _NEVER_RESTARTED else WorkerState.QUARANTINED
+
+
+def _way_out(model: str) -> str:
+    return f"`mlxsup load {model}` starts it again, once that is mended"
+
+
+def _done(report: DeathReport) -> str:
+    state = _given_up(report)
+    return report.action if state is None else f"{report.action}: model {state}"
+
+
+def _forget(book: DeathBook, model: str | None, socket: Path) -> ForgiveResult:
     """Only the supervisor writes the book while there is one."""
     try:
         client = Client.connect(socket)
     except ConnectionLostError:
-        return book.forget_quarantined(model)
+        return ForgiveResult(requests=book.forget_quarantined(model))
     with client:
-        forgiven = client.call("model/forgive", {} if model is None else {"model": model})
-    return int(forgiven.requests)
+        forgiven: ForgiveResult = client.call("model/forgive", {} if model is None else {"model": model})
+    return forgiven
 
 
 def _row(report: DeathReport) -> tuple[str, ...]:
@@ -78,7 +137,7 @@ def _row(report: DeathReport) -> tuple[str, ...]:
         report.death_class,
         report.phase,
         flight,
-        report.action,
+        _done(report),
     )
 
 
@@ -93,8 +152,10 @@ def _whole(report: DeathReport) -> str:
         ),
         f"  died      {report.reason}",
         f"  lived     {report.lived_s:.1f} s",
-        f"  done      {report.action}",
+        f"  done      {_done(report)}",
     ]
+    if _given_up(report):
+        lines.append(f"  way out   {_way_out(report.model)}")
     lines += [
         f"  in flight {shape.digest[:16]}: {shape.tokens_delivered} of at most {shape.max_tokens} tokens"
         for shape in report.in_flight
@@ -103,7 +164,12 @@ def _whole(report: DeathReport) -> str:
         resident = [sample.resident_bytes for sample in report.memory]
         free = size(report.memory[-1].available_bytes)
         lines.append(f"  memory    {_spark(resident)} {size(resident[-1])}, {free} free")
-    return "\n".join(lines + [f"  stderr    {line}" for line in report.stderr])
+    lines += [f"  stderr    {line}" for line in report.stderr]
+    if any(_LEFT_OUT.search(line) for line in report.stderr):
+        lines.append(
+            "            what may be of a prompt is left out; `mlxsup start --verbose` logs all of stderr"
+        )
+    return "\n".join(lines)
 
 
 def _spark(values: list[int]) -> str:

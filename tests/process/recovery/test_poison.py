@@ -79,7 +79,7 @@ async def test_it_is_refused_when_it_comes_again_until_somebody_lets_it_in(start
     assert neighbour.text == answer.text == faulty_text(POISON_SEED, TOKENS)
     (entry,) = json.loads(listed)["quarantined"]
     assert (entry["model"], entry["deaths"], entry["death_class"]) == (ONE, 2, "segmentation_fault")
-    assert forgotten == "1 requests may try again\n"
+    assert forgotten == "1 request may try again\n"
     assert len(restarted.strikes) == 2
 
 
