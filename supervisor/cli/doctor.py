@@ -17,15 +17,18 @@ import trio
 from mlxsup import native
 from mlxsup.protocol.client.exchange import ConnectionLostError
 from mlxsup.protocol.client.sync import Client
+from mlxsup.protocol.service import Health, ModelHealth
 from mlxsup.protocol.worker_link import Hello
-from mlxsup.supervisor.cli.render import size
+from mlxsup.supervisor.cli.render import counted, size
 from mlxsup.supervisor.cli.setting import Loaded, config_option, read_setting
 from mlxsup.supervisor.models.aliases import ALIASES
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.hatchery import Hatchery
 from mlxsup.supervisor.pool.launch import worker_command, worker_environment
+from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.process import spawn_process
 from mlxsup.supervisor.pool.worker import WorkerGoneError
+from mlxsup.supervisor.recovery.death_report import DeathBook, DeathBookError
 
 _PACKAGES = ("mlx", "mlx-lm", "mlx-vlm", "outlines", "msgspec", "trio")
 _LINUX_BACKENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
@@ -79,7 +82,8 @@ def _examine(loaded: Loaded) -> Iterator[Finding]:
         )
     yield _memory()
     yield from _models(loaded)
-    yield _supervisor(loaded)
+    yield from _supervisor(loaded)
+    yield from _quarantine(loaded)
 
 
 def _package(name: str) -> Finding:
@@ -167,10 +171,47 @@ def _models(loaded: Loaded) -> Iterator[Finding]:
             yield Finding(what="model", found=f"{name} is not pulled", advice=f"mlxsup pull {name}")
 
 
-def _supervisor(loaded: Loaded) -> Finding:
+def _supervisor(loaded: Loaded) -> Iterator[Finding]:
     try:
         with Client.connect(loaded.socket(None), timeout_s=2.0) as client:
             info = client.call("server/info")
+            health: Health = client.call("server/health")
     except ConnectionLostError:
-        return Finding(what="supervisor", found="none is running")
-    return Finding(what="supervisor", found=f"version {info.version} is running")
+        yield Finding(what="supervisor", found="none is running")
+        return
+    yield Finding(what="supervisor", found=f"version {info.version} is running")
+    for name, model in health.models.items():
+        if not model.ready:
+            yield _down(name, model)
+
+
+def _down(name: str, model: ModelHealth) -> Finding:
+    """Of a model that refuses requests."""
+    if model.state in (WorkerState.FAILED, WorkerState.QUARANTINED):
+        found, way_out = model.state, f"`mlxsup load {name}`"
+    else:
+        found, way_out = "refuses requests", f"`mlxsup breaker {name} reset`, or wait"
+    return Finding(
+        what="running model",
+        found=f"{name} {found}: {model.reason}",
+        advice=f"`mlxsup deaths {name}` says what died; once it is mended: {way_out}",
+    )
+
+
+def _quarantine(loaded: Loaded) -> Iterator[Finding]:
+    """Of requests, which are refused by whatever supervisor."""
+    path = loaded.locations.state / "deaths.sqlite"
+    if not path.exists():
+        return
+    try:
+        quarantined = DeathBook(path, loaded.config.recovery.reports_max).read_quarantined()
+    except DeathBookError as error:
+        yield Finding(what="death reports", found="can't be read", advice=str(error))
+        return
+    if quarantined:
+        models = ", ".join(sorted({entry.model for entry in quarantined}))
+        yield Finding(
+            what="quarantine",
+            found=f"{counted(len(quarantined), 'request')} of {models} refused: workers died of them",
+            advice="`mlxsup deaths` lists them; `mlxsup deaths --forget` lets them try again",
+        )

@@ -8,7 +8,7 @@ import trio
 
 from mlxsup.protocol.errors import RpcError
 from scripts.faulty_worker.script import Fault, FaultKind, Script
-from tests.process.recovery.asking import ask
+from tests.process.recovery.asking import ask, entry
 from tests.process.recovery.conftest import StartStand
 from tests.process.recovery.setting import ONE
 from tests.process.recovery.stand import Stand
@@ -56,6 +56,40 @@ async def test_an_error_about_a_model_names_its_folder_as_it_was_configured(star
     assert empty.stderr.rstrip().endswith(where)
     # By the command alone, for it runs where the configuration is.
     assert str(stand.folder) not in raised.value.message
+
+
+async def test_the_doctor_tells_of_models_and_requests_that_are_given_up_and_what_to_do(
+    start: StartStand,
+) -> None:
+    stand = start(recovery={"restarts_max": 1})
+    before = await _findings(stand)
+    fault = Fault(kind=FaultKind.ABORT)
+    async with stand.watched() as (client, watch):
+        # Found guilty of its worker's second death; the deaths of others are the model's own.
+        with pytest.raises(RpcError):
+            await ask(client, Script(seed=1, fault=fault), _TOKENS)
+        await watch.until(lambda event: event.what == "request_quarantined")
+        for seed in range(2, 20):
+            if (await entry(client)).state == "quarantined":
+                break
+            with pytest.raises(RpcError):
+                await ask(client, Script(seed=seed, fault=fault), _TOKENS)
+    after = await _findings(stand)
+    shown = await run(stand, "doctor")
+    stand.end()
+
+    assert not {"running model", "quarantine"} & set(before)
+    assert after["running model"]["found"].startswith(f"{ONE} quarantined: ")
+    assert f"`mlxsup load {ONE}`" in after["running model"]["advice"]
+    assert "refused: workers died of them" in after["quarantine"]["found"]
+    assert "`mlxsup deaths --forget`" in after["quarantine"]["advice"]
+    assert shown.returncode == 1
+    assert f"✗ running model    {ONE} quarantined" in shown.stdout
+
+
+async def _findings(stand: Stand) -> dict[str, dict[str, str]]:
+    told = json.loads((await run(stand, "doctor", "--json")).stdout)
+    return {finding["what"]: finding for finding in told}
 
 
 async def test_the_status_counts_deaths_by_class_and_what_came_of_them(start: StartStand) -> None:
