@@ -59,7 +59,7 @@ class ChildProcess(Protocol):
 
 
 class SpawnedProcess:
-    """A real one, the leader of a session of its own."""
+    """A real one, the leader of a process group of its own."""
 
     def __init__(self, process: trio.Process) -> None:
         assert process.stdin is not None
@@ -83,7 +83,7 @@ class SpawnedProcess:
         return await self._process.wait()
 
     def signal_group(self, number: signal.Signals) -> None:
-        # It leads its own session, so its pid is the group's id. EPERM: only zombies are left (macOS).
+        # It leads its own group, so its pid is the group's id. EPERM: only zombies are left (macOS).
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
@@ -105,8 +105,9 @@ async def spawn_process(command: list[str], environment: dict[str, str]) -> Spaw
             stderr=subprocess.PIPE,
             env=environment,
             cwd="/",
-            # A terminal's Ctrl-C is ours to handle, and one signal reaches all its children.
-            start_new_session=True,
+            # A terminal's Ctrl-C is ours to handle, and one signal reaches all its children. No session of its own: the
+            # kernel wakes a group with a stopped process when the last parent in its session dies, and that are we.
+            process_group=0,
         )
     except (ValueError, RuntimeError) as error:
         # A command with a NUL in it; no thread left to spawn it from.

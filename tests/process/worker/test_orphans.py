@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -64,6 +65,22 @@ def test_a_worker_that_loads_a_real_model_ends_with_its_supervisor(start_supervi
             client.call("model/load", {"model": MODEL}, stop_waiting)
         (worker,) = supervisor.children()
         assert kill_and_count_survivors(supervisor, [worker.pid], 1.0) == 0
+
+
+def test_a_worker_that_is_stopped_ends_with_its_supervisor(
+    start_supervisor: StartSupervisor, tmp_path: Path
+) -> None:
+    """It can see nothing, and do nothing, until something wakes it."""
+    fifo = tmp_path / "started"
+    os.mkfifo(fifo)
+    with fifo.open("r+b", buffering=0) as started:
+        supervisor = start_supervisor("scripted_engine.py", str(fifo))
+        with supervisor.connect() as client:
+            client.call("model/load", {"model": MODEL})
+            workers = read_pids(started, 2)
+            for worker in workers:
+                os.kill(worker, signal.SIGSTOP)
+            assert kill_and_count_survivors(supervisor, workers, 1.0) == 0
 
 
 @pytest.mark.parametrize("verb", ["hold", "hang"])
