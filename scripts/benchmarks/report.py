@@ -39,11 +39,9 @@ class Table(msgspec.Struct, frozen=True):
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.columns))]
         first, *others = widths
         text = [self.title]
-        text += [
-            "  "
-            + "  ".join([line[0].ljust(first), *(c.rjust(w) for c, w in zip(line[1:], others, strict=True))])
-            for line in lines
-        ]
+        for label, *cells in lines:
+            shown = [label.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))]
+            text.append(("  " + "  ".join(shown)).rstrip())
         return "\n".join(text)
 
 

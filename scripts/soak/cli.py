@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ALL = "all"
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, subcommand_metavar="")
 @click.option("--deaths", type=click.IntRange(1), default=1000, show_default=True, help="Workers to strike.")
 @click.option(
     "--model",

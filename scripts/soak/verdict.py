@@ -258,8 +258,8 @@ def _deaths_table(findings: Findings) -> Table:
     rows = [_row(phase, [counted[phase, cause] for cause in causes]) for phase in phases]
     rows.append(_row("all", [sum(counted[phase, cause] for phase in phases) for cause in causes]))
     return Table(
-        f"Workers struck, by what and in which phase; {findings.recycles} recycles meanwhile, of which "
-        f"{findings.recycles_refused} lost their new worker",
+        f"Workers struck, by what and in which phase; recycled meanwhile: {findings.recycles}, of these with a new "
+        f"worker that was struck: {findings.recycles_refused}",
         ("", *causes, "all"),
         rows,
     )
@@ -332,7 +332,7 @@ def _parts_table(findings: Findings, figures: Figures) -> Table:
         ),
     ]
     return Table(
-        f"{len(fair)} recoveries with a spare, and {len(findings.bare)} bare starts between them: medians in milliseconds",
+        f"Recoveries with a spare ({len(fair)}) and bare starts between them ({len(findings.bare)}): medians in milliseconds",
         ("", "recovery", "bare"),
         rows,
     )

@@ -8,7 +8,7 @@ from scripts.benchmarks.load import Answer, Run
 from scripts.benchmarks.mlx_lm_messages import TextsDone
 from scripts.benchmarks.null_engine import flood_text
 from scripts.benchmarks.prompts import make_prompts
-from scripts.benchmarks.report import Goal
+from scripts.benchmarks.report import Goal, Table
 from scripts.benchmarks.stack_against_mlx_lm import Pair, compare, make_pair
 
 
@@ -88,3 +88,8 @@ def test_no_two_prompts_are_the_same() -> None:
 
 def test_a_flood_of_another_seed_is_another_text() -> None:
     assert flood_text(1, 50) != flood_text(2, 50)
+
+
+def test_a_table_has_no_blanks_at_the_end_of_its_lines() -> None:
+    shown = str(Table("Title", ("one long heading",), [("a",), ("b",)]))
+    assert shown.splitlines() == ["Title", "  one long heading", "  a", "  b"]
