@@ -187,14 +187,13 @@ def _supervisor(loaded: Loaded) -> Iterator[Finding]:
 
 def _down(name: str, model: ModelHealth) -> Finding:
     """Of a model that refuses requests."""
-    if model.state in (WorkerState.FAILED, WorkerState.QUARANTINED):
-        found, way_out = model.state, f"`mlxsup load {name}`"
-    else:
-        found, way_out = "refuses requests", f"`mlxsup breaker {name} reset`, or wait"
+    advice = f"mend that, then `mlxsup load {name}`"
+    if model.state not in (WorkerState.FAILED, WorkerState.QUARANTINED):
+        advice = f"wait, or `mlxsup breaker {name} reset` lets requests in at once"
     return Finding(
         what="running model",
-        found=f"{name} {found}: {model.reason}",
-        advice=f"`mlxsup deaths {name}` says what died; once it is mended: {way_out}",
+        found=f"{name}, {model.state}: {model.reason}",
+        advice=f"{advice}; `mlxsup deaths {name}` has what died",
     )
 
 

@@ -54,7 +54,7 @@ def _deaths(model: str, workers: WorkerCounters, requests: Counters | None) -> s
     resumed = requests.requests_resumed if requests is not None else 0
     return (
         f"deaths of {model}: {classes}; {counted(workers.restarts, 'restart')}, "
-        f"{counted(resumed, 'request')} resumed; see `mlxsup deaths {model}`"
+        f"{counted(resumed, 'request')} resumed"
     )
 
 

@@ -79,12 +79,12 @@ async def test_the_doctor_tells_of_models_and_requests_that_are_given_up_and_wha
     stand.end()
 
     assert not {"running model", "quarantine"} & set(before)
-    assert after["running model"]["found"].startswith(f"{ONE} quarantined: ")
+    assert after["running model"]["found"].startswith(f"{ONE}, quarantined: ")
     assert f"`mlxsup load {ONE}`" in after["running model"]["advice"]
     assert "refused: workers died of them" in after["quarantine"]["found"]
     assert "`mlxsup deaths --forget`" in after["quarantine"]["advice"]
     assert shown.returncode == 1
-    assert f"✗ running model    {ONE} quarantined" in shown.stdout
+    assert f"✗ running model    {ONE}, quarantined: " in shown.stdout
 
 
 async def _findings(stand: Stand) -> dict[str, dict[str, str]]:
@@ -105,4 +105,4 @@ async def test_the_status_counts_deaths_by_class_and_what_came_of_them(start: St
     (report,) = stand.deaths()
     assert stats.workers[ONE].deaths == told["deaths"] == {report["death_class"]: 1}
     assert stats.workers[ONE].restarts == told["restarts"] == 1
-    assert f"deaths of {ONE}: 1 {report['death_class']}; 1 restart, 1 request resumed;" in shown.stdout
+    assert f"deaths of {ONE}: 1 {report['death_class']}; 1 restart, 1 request resumed\n" in shown.stdout
