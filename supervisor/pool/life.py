@@ -101,6 +101,7 @@ class Life:
         self._output = OutputBound()
         self._stop_asked = trio.Event()
         self._now = trio.Event()
+        self._has_work = True
         self._refused: RpcError | None = None
         self.state = WorkerState.SPAWNING
         self.worker: Worker | None = None
@@ -142,6 +143,7 @@ class Life:
     def idle(self) -> None:
         """Nothing is in flight any more: what drains may stop. Before that it is still given something."""
         if self.state is WorkerState.DRAINING:
+            self._has_work = False
             self._now.set()
 
     def conclude(self, error: RpcError) -> None:
@@ -185,8 +187,9 @@ class Life:
             await worker.stop()
         if self._refused is not None:
             return Ending(refusal=self._refused)
-        # While it drains it may have requests, and a death takes them away as any other does.
-        if self._stop_asked.is_set() and not (phase in _SERVING and ended_by_itself):
+        # While it drains it may have requests, and a death takes them away as any other does. Without any it only ends a
+        # moment before it is told to: who stops the supervisor may have sent all of its group the same signal.
+        if self._stop_asked.is_set() and not (phase in _SERVING and ended_by_itself and self._has_work):
             return Ending()
         return Ending(death=self._evidence(worker, phase), why=self._why(worker))
 
@@ -261,7 +264,8 @@ class Life:
         await self._stop_asked.wait()
         if self.state is WorkerState.READY:
             self._enter(WorkerState.DRAINING)
-            if self._owner.draining(self):
+            self._has_work = self._owner.draining(self)
+            if self._has_work:
                 await self._now.wait()
         serving.cancel()
 

@@ -200,6 +200,39 @@ async def closed(stage: Stage, drain_s: float = 30.0) -> float:
     return trio.current_time() - began_s
 
 
+@pytest.mark.parametrize("returncode", [-15, 71])
+async def test_a_worker_that_gets_the_signal_that_stops_the_supervisor_is_no_death_once_it_has_answered_all(
+    autojump_clock: MockClock, open_stage: OpenStage, returncode: int
+) -> None:
+    """As where a service manager signals the whole group: one by one, in whatever order."""
+
+    class LastWords(CollectingSink):
+        def result(self, result: GenerationResult) -> None:
+            super().result(result)
+            stage.worker.die(returncode)
+
+    async with open_stage() as stage:
+        await stage.runner.ensure_ready()
+        sink = LastWords()
+        stage.runner.submit(make_request(sink, tokens=10))
+        await trio.sleep(0.5)
+        await closed(stage)
+
+    assert sink.text == full_text("p", 10)
+    assert stage.notes.deaths == []
+
+
+async def test_an_idle_worker_that_gets_the_signal_that_stops_the_supervisor_is_no_death(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage() as stage:
+        await stage.runner.ensure_ready()
+        stage.worker.die(-15)
+        await closed(stage)
+
+    assert stage.notes.deaths == []
+
+
 async def test_closing_in_backoff_waits_for_nothing(autojump_clock: MockClock, open_stage: OpenStage) -> None:
     async with open_stage(recovery=SLOW) as stage:
         await into_backoff(stage)
