@@ -16,6 +16,7 @@ from mlxsup.supervisor.cli.render import ProgressLine
 from mlxsup.supervisor.cli.setting import Loaded, config_option, read_setting, socket_option
 from mlxsup.supervisor.models.aliases import ALIASES
 from mlxsup.supervisor.models.names import Folder, parse_source
+from mlxsup.supervisor.pool.lifecycle import WorkerState
 
 _ABOUT_THE_FOLDER = frozenset({ErrorKind.MODEL_NOT_FOUND, ErrorKind.MODEL_LOAD_FAILED})
 
@@ -57,6 +58,9 @@ def watch_load(client: Client, loaded: Loaded, method: str, params: dict[str, An
     model = params["model"]
     line = ProgressLine(model)
     client.call("server/subscribe", {"topics": ["death"]})
+    before = client.call("server/health").models.get(model)
+    if before is not None and before.state == WorkerState.BACKOFF:
+        line.tell(f"backing off: {before.reason}", first)
     with folder_named(loaded, model):
         line.show(first, 0, None)
         try:

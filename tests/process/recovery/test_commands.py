@@ -8,7 +8,7 @@ import trio
 
 from mlxsup.protocol.errors import RpcError
 from scripts.faulty_worker.script import Fault, FaultKind, Script
-from tests.process.recovery.asking import ask, entry
+from tests.process.recovery.asking import ask, entry, state
 from tests.process.recovery.conftest import StartStand
 from tests.process.recovery.setting import ONE
 from tests.process.recovery.stand import Stand
@@ -35,6 +35,23 @@ async def test_a_load_by_hand_tells_of_each_death_and_when_the_next_worker_is_st
     assert told[0].startswith(
         f"{ONE}: the worker died: aborted (signal SIGABRT) while loading; restart after "
     )
+
+
+async def test_a_load_by_hand_says_what_the_model_backs_off_for_and_does_not_wait(start: StartStand) -> None:
+    a_day_s = 86_400.0
+    stand = start(
+        *("--load", Fault(kind=FaultKind.ABORT, times=2).encode()),
+        recovery={"restart_backoff_base_s": a_day_s, "restart_backoff_max_s": a_day_s},
+    )
+    async with stand.watched() as (client, watch), trio.open_nursery() as nursery:
+        nursery.start_soon(client.call, "model/load", {"model": ONE})
+        # The first restart comes at once.
+        await watch.until(state("backoff"), count=2)
+        loaded = await run(stand, "load", ONE)
+    stand.end()
+
+    assert loaded.returncode == 0
+    assert loaded.stderr.startswith(f"{ONE}: backing off: aborted (signal SIGABRT")
 
 
 async def test_an_error_about_a_model_names_its_folder_as_it_was_configured(start: StartStand) -> None:

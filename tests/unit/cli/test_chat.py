@@ -46,7 +46,7 @@ def stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> InterruptedStream
 
     @contextmanager
     def no_supervisor(*_: object) -> Iterator[Any]:
-        yield SimpleNamespace(call=lambda *_: None, stream=lambda *_: stream)
+        yield SimpleNamespace(call=lambda *_: SimpleNamespace(models={}), stream=lambda *_: stream)
 
     monkeypatch.setattr(chat_module, "_client", no_supervisor)
     monkeypatch.setenv("MLXSUP_CONFIG", str(tmp_path / "config.toml"))
