@@ -65,9 +65,8 @@ class GenerationRequest:
         self.deadline_s = deadline_s
         self.tokens: list[int] = []
         self.resume = resume
-        self.resumed = 0
-        self._tokens_at_resume = 0
-        self._fruitless_resumes = 0
+        # Tokens that each worker began with.
+        self._tokens_at_resumes: list[int] = []
         self.chars = 0
         self.prompt_tokens = 0
         self.cancel_asked = False
@@ -85,17 +84,23 @@ class GenerationRequest:
             self.order, delivered_tokens=list(self.tokens), delivered_chars=self.chars
         )
 
+    def fruitless_resumes(self, tokens_min: int) -> int:
+        """How many workers in a row have taken it over, up to now, and given it fewer tokens than that."""
+        fruitless, tokens = 0, len(self.tokens)
+        for before in reversed(self._tokens_at_resumes):
+            if tokens - before >= tokens_min:
+                break
+            fruitless, tokens = fruitless + 1, before
+        return fruitless
+
     @property
-    def fruitless_resumes(self) -> int:
-        """How many workers in a row have taken it over, up to now, and given it no token."""
-        fruitless = self.resumed > 0 and len(self.tokens) == self._tokens_at_resume
-        return self._fruitless_resumes + 1 if fruitless else 0
+    def resumed(self) -> int:
+        """So many other workers went on with it, or are to."""
+        return len(self._tokens_at_resumes)
 
     def note_resume(self) -> None:
         """Another worker is to go on with it."""
-        self._fruitless_resumes = self.fruitless_resumes
-        self._tokens_at_resume = len(self.tokens)
-        self.resumed += 1
+        self._tokens_at_resumes.append(len(self.tokens))
 
     def deliver(self, text: str, tokens: list[int], now_s: float) -> None:
         """Text and tokens that the worker produced at `now_s`."""

@@ -54,12 +54,15 @@ class Casualties:
         ending: Ending,
         lost: list[GenerationRequest],
         *,
+        questions: int,
         another: bool,
         restarts: bool,
         closing: RpcError | None,
         now_s: float,
     ) -> Aftermath:
         """Each of `lost`, which `life` had not answered, goes back to the queue or ends, if it has not ended yet.
+
+        Beside them it had so many other `questions`.
 
         `another`: a worker of the model is there or on its way, whatever this death means; `restarts`: this death decides
         when the next one may be started, and counts in the budget and the breaker. `closing` is what requests
@@ -70,6 +73,7 @@ class Casualties:
             ending.death,
             ending.why,
             lost,
+            questions=questions,
             poison=self._poison,
             policy=self._policy if restarts else None,
             another=another,
@@ -79,7 +83,7 @@ class Casualties:
         )
         verdict = aftermath.verdict
         _log.error("%s: the worker died: %s: %s", self._model, aftermath.reason, aftermath.action)
-        self._gate.worker_died(counts=restarts and verdict.weight > 0, machine=verdict.machine, now_s=now_s)
+        self._gate.worker_died(counts=restarts and aftermath.weight > 0, machine=verdict.machine, now_s=now_s)
         self._witness.worker_died(self._model, life, ending.death, aftermath)
         for request in aftermath.quarantined:
             self._quarantine(request, aftermath)

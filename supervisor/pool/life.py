@@ -62,7 +62,11 @@ class Owner(Protocol):
     def sampled(self, life: "Life") -> None: ...
 
     def draining(self, life: "Life") -> bool:
-        """Start nothing more with it; whether anything is still in flight there."""
+        """Give it nothing new; whether it has anything to do yet."""
+        ...
+
+    def failing(self, life: "Life") -> None:
+        """Start nothing more with it."""
         ...
 
 
@@ -134,6 +138,11 @@ class Life:
             self._watch.watchdog.note_given_up(trio.current_time())
 
     # For its owner:
+
+    @property
+    def questions(self) -> int:
+        """So many that are no requests it has not answered, or had not at its end."""
+        return 0 if self.worker is None else self.worker.questions
 
     def stop(self, *, at_once: bool) -> None:
         self._stop_asked.set()
@@ -254,7 +263,7 @@ class Life:
     async def _watch_failure(self, worker: Worker) -> None:
         """Who asks in the moments between this and its death is none of those whom it takes away."""
         await worker.failing.wait()
-        self._owner.draining(self)
+        self._owner.failing(self)
 
     async def _watch_death(self, worker: Worker, serving: trio.CancelScope) -> None:
         await worker.gone.wait()
@@ -278,8 +287,6 @@ class Life:
             stall.reason,
             stall.budget_s,
         )
-        # It may go on for a while before it ends, and gets nothing any more.
-        self._owner.draining(self)
         await worker.end_stalled()
 
     def _take_step(self, step: link.Step) -> None:

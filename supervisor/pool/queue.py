@@ -1,8 +1,10 @@
 """Requests that wait for a place in a model's batch. Pure.
 
-The most urgent tier first; within it clients take turns, and each client's requests go in order of arrival.
+Who had its turn and lost it goes first; then the most urgent tier; within it clients take turns, and each client's
+requests go in order of arrival.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
@@ -16,13 +18,21 @@ _Tier = dict[str, dict[int, GenerationRequest]]
 class RequestQueue:
     def __init__(self, requests_max: int) -> None:
         self._requests_max = requests_max
+        # By id; the first goes first.
+        self._returned: OrderedDict[int, GenerationRequest] = OrderedDict()
         self._tiers: dict[Priority, _Tier] = {tier: {} for tier in Priority}
         self._waiting = 0
 
     def __len__(self) -> int:
         return self._waiting
 
+    @property
+    def returned(self) -> int:
+        """So many were put back, and go first."""
+        return len(self._returned)
+
     def __iter__(self) -> Iterator[GenerationRequest]:
+        yield from self._returned.values()
         for tier in self._tiers.values():
             for requests in tier.values():
                 yield from requests.values()
@@ -39,10 +49,13 @@ class RequestQueue:
         self._waiting += 1
 
     def put_back(self, request: GenerationRequest) -> None:
-        """To the head: it had its turn, and lost its worker. It was accepted before, so no bound refuses it."""
-        tier = self._tiers[request.priority]
-        own = {request.id: request, **tier.pop(request.client, {})}
-        self._tiers[request.priority] = {request.client: own, **tier}
+        """To the head of all. It was accepted before, so no bound refuses it."""
+        self.put_behind(request)
+        self._returned.move_to_end(request.id, last=False)
+
+    def put_behind(self, request: GenerationRequest) -> None:
+        """Behind all that were put back before, and ahead of the others."""
+        self._returned[request.id] = request
         self._waiting += 1
 
     def peek(self) -> GenerationRequest | None:
@@ -50,6 +63,9 @@ class RequestQueue:
         return next(iter(self), None)
 
     def pop(self) -> GenerationRequest | None:
+        if self._returned:
+            self._waiting -= 1
+            return self._returned.popitem(last=False)[1]
         for tier in self._tiers.values():
             if not tier:
                 continue
@@ -64,6 +80,9 @@ class RequestQueue:
 
     def remove(self, request: GenerationRequest) -> bool:
         """Whether it was waiting here."""
+        if self._returned.pop(request.id, None) is not None:
+            self._waiting -= 1
+            return True
         tier = self._tiers[request.priority]
         requests = tier.get(request.client, {})
         if requests.pop(request.id, None) is None:

@@ -3,7 +3,8 @@
 Rule 1: an accepted request is in the queue or in flight until it ends, and then in neither.
 Rule 2: a place in the batch is taken until the worker has answered, also when the client no longer waits.
 Rule 3: whoever takes a worker away calls `lose_worker` and decides about each request that it gets: back to the queue
-with `resume`, or an end with `fail`. Rule 4: while a request is suspected of killing workers, it is computed alone.
+with `resume`, or an end with `fail`. Rule 4: a request that is suspected of killing workers is computed alone for a
+while: those that run give way, and go on behind it from what was delivered; questions, which are no requests, wait.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,11 @@ from mlxsup.supervisor.recovery.poison import PoisonWatch, quarantined_error
 class Port(Protocol):
     """The way to a worker that is ready."""
 
+    @property
+    def questions(self) -> int:
+        """So many that are no requests it has not answered."""
+        ...
+
     def generate(self, id: int, order: Generate) -> None: ...
 
     def cancel(self, id: int) -> None: ...
@@ -31,6 +37,7 @@ class _Flight(msgspec.Struct):
     request: GenerationRequest
     port: Port
     generation: int
+    gives_way: bool = False
 
 
 OnEnd = Callable[[GenerationRequest, RpcError | None], None]
@@ -47,7 +54,10 @@ class RequestBook:
         self._on_end = on_end
         self._flights: dict[int, _Flight] = {}
         self._port: Port | None = None
+        self._draining = False
         self._generation = 0
+        # Who wants to ask something, and is told when it may.
+        self._askers: list[Callable[[], None]] = []
         # Of ended requests, smoothed: what a refusal's hint is made of.
         self._service_s = 1.0
 
@@ -67,8 +77,9 @@ class RequestBook:
 
     def submit(self, request: GenerationRequest, now_s: float) -> None:
         """Raises RpcError OVERLOADED when nothing more may wait."""
-        if self._port is not None and not self._queue and self._may_start(request, now_s):
-            self._start(request, self._port, now_s)
+        port = None if self._draining else self._port
+        if port is not None and not self._queue and self._may_start(request, now_s):
+            self._start(request, port, now_s)
         else:
             self._queue.put(request, self._retry_after_ms())
             self._fill(now_s)
@@ -97,12 +108,31 @@ class RequestBook:
         self.fail(request, error)
         self._fill(now_s)
 
+    @property
+    def admits_questions(self) -> bool:
+        """Not while a request is to be computed alone, or is next."""
+        if not self._poison.has_loners:
+            return True
+        head = self._queue.peek()
+        if head is not None and self._poison.is_loner(head):
+            return False
+        return not any(self._poison.is_loner(flight.request) for flight in self._flights.values())
+
+    def when_questions_are_admitted(self, tell: Callable[[], None]) -> None:
+        """`tell` is called once, perhaps at once."""
+        self._askers.append(tell)
+        self._admit_questions()
+
+    def look_again(self, now_s: float) -> None:
+        """A question is answered, for which somebody may have waited."""
+        self._fill(now_s)
+
     def take_step(self, port: Port, step: Step, now_s: float) -> None:
         for delta in step.deltas:
             flight = self._flights.get(delta.id)
             if flight is not None and flight.port is port:
                 flight.request.deliver(delta.text, delta.tokens, now_s)
-        if self._poison.has_suspects:
+        if self._poison.has_loners:
             self._fill(now_s)
 
     def take_answer(self, port: Port, id: int, answer: Generated | RpcError, now_s: float) -> None:
@@ -115,6 +145,8 @@ class RequestBook:
             self._poison.forget(request)
         elif isinstance(answer, RpcError):
             self.fail(request, answer)
+        elif flight.gives_way and answer.finish_reason is FinishReason.CANCELLED and not request.cancel_asked:
+            self._go_behind(request)
         else:
             self._learn(request, now_s)
             if answer.finish_reason is not FinishReason.CANCELLED:
@@ -126,6 +158,7 @@ class RequestBook:
     def gain_worker(self, port: Port, generation: int, now_s: float) -> None:
         """A worker is ready: from now on what waits goes there."""
         self._port = port
+        self._draining = False
         self._generation = generation
         self._fill(now_s)
 
@@ -133,6 +166,16 @@ class RequestBook:
         """Nothing more is started there; what is in flight goes on."""
         if self._port is port:
             self._port = None
+
+    def drain(self, port: Port) -> bool:
+        """Only who has had its turn before is started there; whether it has anything to do yet."""
+        if self._port is port:
+            self._draining = True
+        return self.has_work(port)
+
+    def has_work(self, port: Port) -> bool:
+        """Whether a worker that drains has to stay."""
+        return bool(self.in_flight(port)) or (self._port is port and self._queue.returned > 0)
 
     def lose_worker(self, port: Port, now_s: float) -> list[GenerationRequest]:
         """What the worker had not answered. The caller ends each that nobody has ended, or resumes it."""
@@ -163,10 +206,23 @@ class RequestBook:
         while (request := self._queue.pop()) is not None:
             self.fail(request, error)
 
+    def fail_newcomers(self, error: RpcError) -> None:
+        """Those that wait, but for who has had its turn and may have it again in the worker that is there."""
+        for request in list(self._queue)[self._queue.returned if self._port is not None else 0 :]:
+            self._queue.remove(request)
+            self.fail(request, error)
+
     def _fill(self, now_s: float) -> None:
+        self._fill_batch(now_s)
+        self._admit_questions()
+
+    def _fill_batch(self, now_s: float) -> None:
         while self._port is not None:
             request = self._queue.peek()
-            if request is None or not self._may_start(request, now_s):
+            if request is None or (self._draining and not self._queue.returned):
+                return
+            if not self._may_start(request, now_s):
+                self._give_way_to(request)
                 return
             self._queue.pop()
             entry = self._poison.find(request.model, request.order)
@@ -182,12 +238,35 @@ class RequestBook:
         if len(running) >= self._batch_sequences_max:
             return False
         self._poison.note_start(request, now_s)
-        if not self._poison.has_suspects:
+        if not self._poison.has_loners:
             return True
-        # A suspect is computed alone, and nobody joins one.
-        if any(self._poison.is_suspect(other) for other in running):
+        # Nobody joins one that is to be computed alone.
+        if any(self._poison.is_loner(other) for other in running):
             return False
-        return not running or not self._poison.is_suspect(request)
+        return not self._poison.is_loner(request) or not (running or self._port.questions)
+
+    def _admit_questions(self) -> None:
+        if self._askers and self.admits_questions:
+            askers, self._askers = self._askers, []
+            for tell in askers:
+                tell()
+
+    def _give_way_to(self, request: GenerationRequest) -> None:
+        """Who is to be computed alone need not wait for the end of others, however long they are."""
+        flights = [flight for flight in self._flights.values() if flight.port is self._port]
+        if not self._poison.is_loner(request) or any(self._poison.is_loner(each.request) for each in flights):
+            return
+        # Ahead of those that are to go on behind it.
+        self._queue.remove(request)
+        self._queue.put_back(request)
+        for flight in flights:
+            if flight.request.resume and not flight.gives_way:
+                flight.gives_way = True
+                flight.port.cancel(flight.request.id)
+
+    def _go_behind(self, request: GenerationRequest) -> None:
+        """It has given way, and goes on when those have been computed that had to be alone."""
+        self._queue.put_behind(request)
 
     def _start(self, request: GenerationRequest, port: Port, now_s: float) -> None:
         if request.marks.dispatched_s is None:
@@ -213,6 +292,7 @@ class RequestBook:
             # Else the worker may yet die of it: until it has answered, the request is what it was.
             self._poison.forget(request)
         self._on_end(request, error)
+        self._admit_questions()
 
     def _learn(self, request: GenerationRequest, now_s: float) -> None:
         assert request.marks.dispatched_s is not None

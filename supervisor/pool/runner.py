@@ -224,14 +224,24 @@ class ModelRunner:
         deaths = 0
         while True:
             life = await self.ensure_ready()
+            if not self._book.admits_questions:
+                await self._wait_to_ask()
+                continue
             try:
                 return await life.call(method, params, result_type)
             except WorkerGoneError:
                 await life.over.wait()
+            finally:
+                self._book.look_again(trio.current_time())
             if life.error is not None and life.error.kind is ErrorKind.WORKER_DIED:
                 deaths += 1
                 if deaths == _CALL_DEATHS_MAX:
                     raise life.error
+
+    async def _wait_to_ask(self) -> None:
+        admitted = trio.Event()
+        self._book.when_questions_are_admitted(admitted.set)
+        await admitted.wait()
 
     async def close(self, drain_s: float, hurry: trio.Event) -> None:
         """Accept nothing more, let what runs end within `drain_s` or until `hurry`, then end the workers."""

@@ -104,7 +104,9 @@ class Succession:
     def close(self, error: RpcError) -> None:
         """Begin no life any more, and tell whoever waits."""
         self.closing = error
-        self.let_go(error)
+        self.let_go()
+        self._book.fail_newcomers(error)
+        self._standing.settle(error)
         self._turn.look_again()
 
     async def stop(self, *, at_once: bool) -> None:
@@ -141,6 +143,7 @@ class Succession:
         return self._successor
 
     def request_ended(self, request: GenerationRequest) -> None:
+        self._look_for_idle()
         if request.marks.dispatched_s is not None:
             self._recycle(self._recycling.after_request(len(request.tokens), trio.current_time()))
 
@@ -225,6 +228,8 @@ class Succession:
                 self._book.fail(request, self.closing or stopped_error())
             self._after_end(ending, now_s, was_current=was_current)
             error = ending.refusal or self.closing or stopped_error()
+        if self.closing is not None and not self._lives:
+            self._book.fail_queued(self.closing)
         life.conclude(error)
 
     def _after_end(self, ending: Ending, now_s: float, *, was_current: bool) -> None:
@@ -249,6 +254,7 @@ class Succession:
             life,
             ending,
             lost,
+            questions=life.questions,
             another=another,
             restarts=was_current or not another,
             closing=self.closing,
@@ -294,6 +300,11 @@ class Succession:
         self._standing.settle(error)
         self._enter(state, error.message)
 
+    def _look_for_idle(self) -> None:
+        for life in self._lives:
+            if not self._book.has_work(life):
+                life.idle()
+
     def _enter(self, state: WorkerState, reason: str | None = None) -> None:
         self._standing.enter(state, self.generation, reason)
 
@@ -329,12 +340,13 @@ class Succession:
 
     def take_answer(self, life: Life, id: int, answer: link.Generated | RpcError) -> None:
         self._book.take_answer(life, id, answer, trio.current_time())
-        if not self._book.in_flight(life):
-            life.idle()
+        self._look_for_idle()
 
     def draining(self, life: Life) -> bool:
+        return self._book.drain(life)
+
+    def failing(self, life: Life) -> None:
         self._book.pause(life)
-        return bool(self._book.in_flight(life))
 
     def sampled(self, life: Life) -> None:
         if life is self.current and life.ready_s is not None:

@@ -73,6 +73,7 @@ class Worker:
         self._writer = FrameWriter(process.stdin)
         self._serving = trio.CancelScope()
         self._ladder = StopLadder(process, config, self._stop_serving)
+        # Until the answer comes, also when nobody waits for it any more.
         self._calls: dict[int, Callable[[Response | None], None]] = {}
         self._last_call_id = 0
         self.hello: link.Hello | None = None
@@ -103,6 +104,11 @@ class Worker:
     def old_stderr_lines(self) -> int:
         """So many of the first lines of its stderr came too long before its end to say anything of it."""
         return self.stderr.count_before(self._died_s - self._config.last_words_s)
+
+    @property
+    def questions(self) -> int:
+        """So many calls it has not answered, or had not at its end."""
+        return len(self._calls)
 
     def adopt(self, handlers: Handlers) -> None:
         """From now on what it says goes here."""
@@ -139,7 +145,6 @@ class Worker:
             self._writer.put(encode_request(id, method, params))
             await answered.wait()
         finally:
-            self._calls.pop(id, None)
             if method == link.LOAD:
                 self.load_over.set()
         response = box[0]

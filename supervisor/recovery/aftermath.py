@@ -1,7 +1,8 @@
 """What follows a death, decided in one place from what is known of it. Pure.
 
-The order is that of caution: what another worker could not do better is failed; what may have been the request's own
-doing makes suspects; only then comes the question when the next worker may start.
+The order is that of caution: first who is found guilty, and who may be; then when the next worker may start; then who
+goes on in it. Nobody ends for what it may have suffered from others: who has used up its tries beside others is computed
+alone, and ends only when a worker dies that has nothing else to do.
 """
 
 import msgspec
@@ -18,10 +19,12 @@ from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
 class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
     """`wait_s` is None when no other worker is to be started; `reason` then says why, unless there is `another`.
 
+    `weight` is what the death counts: nothing where a request is found guilty of it, since that one won't come back.
     Each lost request is in one list, but for those that had ended before and are not quarantined.
     """
 
     verdict: Verdict
+    weight: int
     death: Death
     origin: Origin | None
     another: bool
@@ -52,6 +55,7 @@ def decide_aftermath(
     why: str | None,
     lost: list[GenerationRequest],
     *,
+    questions: int,
     poison: PoisonWatch,
     policy: RestartPolicy | None,
     another: bool,
@@ -59,12 +63,13 @@ def decide_aftermath(
     ready_s: float | None,
     now_s: float,
 ) -> Aftermath:
-    """`lost` are the requests that the worker had not answered; `why` is what the supervisor itself saw; `ready_s` when
-    the worker became ready, None if it did not. `policy` is None where this death asks for no restart.
+    """`lost` are the requests that the worker had not answered, beside so many other `questions`; `why` is what the
+    supervisor itself saw; `ready_s` when the worker became ready, None if it did not. `policy` is None where this death
+    asks for no restart.
 
-    `another`: there is another worker of the model, or one is on its way, whatever this death means. A request that so
-    many workers in a row have taken over without giving it a token ends: what kills without a word, as the system does
-    for want of memory, can't be told from bad luck otherwise.
+    `another`: there is another worker of the model, or one is on its way, whatever this death means. A request that more
+    than `fruitless_resumes_max` workers in a row have taken over without getting it far ends: what kills without a word,
+    as the system does for want of memory, can't be told from bad luck otherwise. The last of them has it alone.
     """
     verdict = classify(evidence)
     name = signal_name(evidence.returncode)
@@ -74,18 +79,26 @@ def decide_aftermath(
         exit_status=None if name else evidence.returncode,
         signal=name,
     )
-    wait_s = None if policy is None else _wait_s(policy, verdict, ready_s, now_s)
-    quarantined = poison.note_death(lost, verdict.name, now_s) if verdict.blames_request else []
+    quarantined = poison.note_death(lost, verdict.name, now_s, questions) if verdict.blames_request else []
+    weight = 0 if quarantined else verdict.weight
+    wait_s = None if policy is None else _wait_s(policy, verdict, weight, ready_s, now_s)
     survivors = [request for request in lost if not request.ended and request not in quarantined]
-    resumable = another or wait_s is not None
-    resumed = [
-        request
-        for request in survivors
-        if resumable and _may_resume(request, verdict) and request.fruitless_resumes < fruitless_resumes_max
-    ]
+    resumed = []
+    for request in survivors:
+        if not request.resume or not (another or wait_s is not None):
+            continue
+        spent = verdict.resumes_max is not None and request.resumed >= verdict.resumes_max
+        in_company = len(lost) > 1
+        fruitless = request.fruitless_resumes(poison.clear_tokens)
+        if in_company or not (spent or fruitless >= fruitless_resumes_max):
+            resumed.append(request)
+        if in_company and (spent or fruitless >= fruitless_resumes_max - 1):
+            # What was too much at once would be so again, however far each has come.
+            poison.isolate(request, to_the_end=spent)
     origin = origin_of_end(evidence)
     return Aftermath(
         verdict=verdict,
+        weight=weight,
         death=death,
         wait_s=wait_s,
         origin=origin,
@@ -97,18 +110,16 @@ def decide_aftermath(
     )
 
 
-def _wait_s(policy: RestartPolicy, verdict: Verdict, ready_s: float | None, now_s: float) -> float | None:
-    wait_s = policy.note_death(verdict.weight, now_s, ready_s)
+def _wait_s(
+    policy: RestartPolicy, verdict: Verdict, weight: int, ready_s: float | None, now_s: float
+) -> float | None:
+    wait_s = policy.note_death(weight, now_s, ready_s)
     if verdict.restart is Restart.NEVER:
         return None
-    if verdict.restart is Restart.AT_ONCE and verdict.weight and wait_s is not None:
+    if verdict.restart is Restart.AT_ONCE and weight and wait_s is not None:
         # Within its budget; what weighs nothing has none, and is slowed down by the policy.
         return 0.0
     return wait_s
-
-
-def _may_resume(request: GenerationRequest, verdict: Verdict) -> bool:
-    return request.resume and (verdict.resumes_max is None or request.resumed < verdict.resumes_max)
 
 
 def _describe(death: Death, origin: Origin | None, verdict: Verdict, why: str | None) -> str:

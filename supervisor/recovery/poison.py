@@ -2,10 +2,11 @@
 
 Rule 1: only a death that a request can have caused makes suspects, of all that the worker had not answered, also when
 nobody waited for them any more. Rule 2: while there are suspects, each is computed alone; it is cleared once it has got
-`clear_tokens` beyond where it was when its worker died, or is complete. Rule 3: who is in flight alone at a second such
+`clear_tokens` beyond where it was when its worker died, or is complete. Rule 3: who is in flight alone, with no question beside it, at a second such
 death, or was alone at both, is quarantined by the digest of what it asked for: the same request is refused from then
 on, whoever sends it. Rule 4: what is sent again within `memory_s` of such a death is the same suspect, so that neither
-an end in between nor another id hides it; once one of its kind is cleared, the digest is.
+an end in between nor another id hides it; once one of its kind is cleared, the digest is. Rule 5: who is isolated for
+another reason is computed alone, too, but nobody's death convicts it that did not make it a suspect.
 """
 
 import hashlib
@@ -19,6 +20,8 @@ from mlxsup.protocol.worker_link import Generate
 from mlxsup.supervisor.generation.request import GenerationRequest
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
+# More tokens than any request gets.
+_NEVER_CLEARED = 2**62
 
 
 class QuarantinedRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,11 +54,12 @@ class PoisonWatch:
         memory_s: float,
         known: Iterable[QuarantinedRequest] = (),
     ) -> None:
-        self._clear_tokens = clear_tokens
+        self.clear_tokens = clear_tokens
         self._quarantine_max = quarantine_max
         self._memory_s = memory_s
         # By the request's id: tokens that it had when its worker died.
         self._suspects: dict[int, int] = {}
+        self._isolated: dict[int, int] = {}
         # Oldest first.
         self._seen: OrderedDict[str, _Sighting] = OrderedDict()
         # Of requests that have not ended: a long prompt is digested once.
@@ -65,18 +69,19 @@ class PoisonWatch:
             self.quarantine(entry)
 
     def note_death(
-        self, in_flight: list[GenerationRequest], death_class: str, now_s: float
+        self, in_flight: list[GenerationRequest], death_class: str, now_s: float, questions: int = 0
     ) -> list[GenerationRequest]:
         """A death that a request can have caused. Gives those of `in_flight` that are quarantined now.
 
-        `in_flight` are all that the worker had not answered; some of them may have ended.
+        `in_flight` are all that the worker had not answered; some of them may have ended. Beside them it had so many
+        `questions` that are no requests, each of which can have been to blame.
         """
         self._forget_old(now_s)
-        if len(in_flight) == 1:
+        if len(in_flight) == 1 and not questions:
             (request,) = in_flight
             digest = self._digest(request)
             # Clears one that has got on since: where nothing waits nobody has asked meanwhile.
-            if self.is_suspect(request) or digest in self._seen:
+            if self._is_suspect(request) or digest in self._seen:
                 self._clear(request)
                 self.quarantine(
                     QuarantinedRequest(digest=digest, model=request.model, deaths=2, death_class=death_class)
@@ -87,6 +92,11 @@ class PoisonWatch:
             if not request.ended:
                 self._suspects[request.id] = len(request.tokens)
         return []
+
+    def isolate(self, request: GenerationRequest, *, to_the_end: bool) -> None:
+        """Compute it alone, so that it does no harm to others nor they to it; `to_the_end` however far it gets."""
+        at_death = _NEVER_CLEARED if to_the_end else len(request.tokens)
+        self._isolated[request.id] = max(at_death, self._isolated.get(request.id, 0))
 
     def note_start(self, request: GenerationRequest, now_s: float) -> None:
         """It is to be computed: a suspect if the same was in flight at a death, whoever sent it then."""
@@ -122,15 +132,21 @@ class PoisonWatch:
         return self._quarantined.get(request_digest(model, order))
 
     @property
-    def has_suspects(self) -> bool:
-        return bool(self._suspects)
+    def has_loners(self) -> bool:
+        return bool(self._suspects or self._isolated)
 
-    def is_suspect(self, request: GenerationRequest) -> bool:
-        """Asked again after each of its steps: a suspect that gets on is cleared."""
+    def is_loner(self, request: GenerationRequest) -> bool:
+        """Whether it is to be computed alone; asked again after each of its steps, since who gets on is cleared."""
+        at_death = self._isolated.get(request.id)
+        if at_death is not None and len(request.tokens) >= at_death + self.clear_tokens:
+            del self._isolated[request.id]
+        return self._is_suspect(request) or request.id in self._isolated
+
+    def _is_suspect(self, request: GenerationRequest) -> bool:
         at_death = self._suspects.get(request.id)
         if at_death is None:
             return False
-        if len(request.tokens) >= at_death + self._clear_tokens:
+        if len(request.tokens) >= at_death + self.clear_tokens:
             self._clear(request)
             return False
         return True
@@ -138,6 +154,7 @@ class PoisonWatch:
     def forget(self, request: GenerationRequest) -> None:
         """It has ended, and no worker has it any more. What it asked for may still be suspicious."""
         self._suspects.pop(request.id, None)
+        self._isolated.pop(request.id, None)
         self._digests.pop(request.id, None)
 
     def _clear(self, request: GenerationRequest) -> None:

@@ -29,9 +29,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """A class of deaths, and what is done about it.
 
     `weight` is what it counts in the restart budget and the breaker, 0 for no fault of the worker; its requests go on in
-    another worker, but for those that have gone on `resumes_max` times before (None: however often); `machine` marks
-    faults that point beyond this worker; `blames_request` those that a request in flight can have caused by what it
-    asked for.
+    another worker, but from the `resumes_max`th time on (None: however often) alone, and not if they were alone;
+    `machine` marks faults that point beyond this worker; `blames_request` those that a request in flight can have caused
+    by what it asked for.
     """
 
     name: str
@@ -242,4 +242,4 @@ SIGNALS: dict[str, Verdict] = {
     "SIGTRAP": _verdict("trapped", Restart.BACKOFF, 1, _REPORT, blames_request=True),
 }
 
-UNKNOWN = _verdict("unknown", Restart.BACKOFF, 1, _REPORT)
+UNKNOWN = _verdict("unknown", Restart.BACKOFF, 1, _REPORT, blames_request=True)

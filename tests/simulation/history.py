@@ -95,6 +95,12 @@ class Ended(Entry, tag="ended"):
     outcome: str
 
 
+class GaveWay(Entry, tag="gave_way"):
+    """A request was taken back from its worker, since another one is to be computed alone."""
+
+    request: int
+
+
 class State(Entry, tag="state"):
     """What the supervisor says of a model."""
 

@@ -151,6 +151,7 @@ def _a_third(_: Callable[..., Any]) -> Callable[..., Any]:
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation("a resumed request is forgotten", RequestBook, "resume", _forget_the_last),
+    Mutation("who gives way is forgotten", RequestBook, "_go_behind", _instead()),
     Mutation("a delta is lost", RequestBook, "take_step", _never_the_last),
     Mutation("deltas of two requests are swapped", RequestBook, "take_step", _swap),
     Mutation("a delta is delivered twice", GenerationRequest, "deliver", _twice),
@@ -163,7 +164,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("the queue is one too long", RequestQueue, "__init__", _one_more_waits),
     Mutation("nobody is ever suspected", PoisonWatch, "note_death", _instead([])),
     Mutation("neighbours of poison are quarantined", PoisonWatch, "note_death", _all_who_were_there),
-    Mutation("suspects are not computed alone", PoisonWatch, "is_suspect", _instead(False)),
+    Mutation("suspects are not computed alone", PoisonWatch, "is_loner", _instead(False)),
     Mutation("quarantine is forgotten", PoisonWatch, "find", _instead()),
     Mutation("restarts wait for nothing", Turn, "delay", _instead()),
     Mutation("the budget of restarts is endless", RestartPolicy, "note_death", _always_once_more),

@@ -18,7 +18,7 @@ from mlxsup.supervisor.recovery.death_report import DeathBookError
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest
 from mlxsup.supervisor.recovery.recorder import DeathRecorder
 from mlxsup.supervisor.service import Service
-from tests.simulation.history import Death, Ended, Submitted
+from tests.simulation.history import Death, Ended, GaveWay, Submitted
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -52,13 +52,14 @@ class SimulatedBook:
 
 
 class SimulatedRecorder(DeathRecorder):
-    def __init__(self, world: "World", book: Any, events: Any) -> None:
-        super().__init__(book, events)
+    def __init__(self, world: "World", *args: Any) -> None:
+        super().__init__(*args)
         self._world = world
 
     def worker_died(self, model: str, life: Life, evidence: Evidence, aftermath: Aftermath) -> None:
         assert life.worker is not None
         verdict = aftermath.verdict
+        clear = self._world.schedule.config.recovery.suspect_tokens
         lost = [*aftermath.resumed, *aftermath.failed, *aftermath.quarantined]
         self._world.note(
             Death(
@@ -66,7 +67,7 @@ class SimulatedRecorder(DeathRecorder):
                 model=model,
                 pid=life.worker.pid,
                 name=verdict.name,
-                weight=verdict.weight,
+                weight=aftermath.weight,
                 blames=verdict.blames_request,
                 resumes_max=verdict.resumes_max,
                 wait_s=aftermath.wait_s,
@@ -74,7 +75,7 @@ class SimulatedRecorder(DeathRecorder):
                 failed=[request.id for request in aftermath.failed],
                 quarantined=[request.id for request in aftermath.quarantined],
                 times_resumed={request.id: request.resumed for request in lost},
-                fruitless={request.id: request.fruitless_resumes for request in lost},
+                fruitless={request.id: request.fruitless_resumes(clear) for request in lost},
             )
         )
         super().worker_died(model, life, evidence, aftermath)
@@ -136,7 +137,15 @@ def _tap_runner(world: "World", runner: ModelRunner) -> None:
             world.history.insert(at, entry)
             world.react(entry)
 
+    book = runner._book
+    go_behind = book._go_behind
+
+    def go_behind_noted(request: GenerationRequest) -> None:
+        world.note(GaveWay(at_s=trio.current_time(), request=request.id))
+        go_behind(request)
+
     vars(runner).update(submit=submit_noted)
+    vars(book).update(_go_behind=go_behind_noted)
 
 
 def held_by(runner: ModelRunner) -> dict[str, int]:
@@ -146,7 +155,7 @@ def held_by(runner: ModelRunner) -> dict[str, int]:
         "requests in the queue": runner.queued,
         "requests in flight": len(book._flights),
         "admissions": len(runner.gate._admissions),
-        "suspects": len(book._poison._suspects),
+        "suspects": len(book._poison._suspects) + len(book._poison._isolated),
         "waiting loads": standing.attempt.waiters,
         "lives beyond one": len(workers._lives) - 1,
     }

@@ -224,9 +224,9 @@ class World(Machine):
     def make_book(self, *_: object) -> SimulatedBook:
         return SimulatedBook(self)
 
-    def make_recorder(self, book: SimulatedBook, events: EventBus) -> SimulatedRecorder:
+    def make_recorder(self, book: SimulatedBook, events: EventBus, flush_s: float) -> SimulatedRecorder:
         self._subscription.enter_context(events.subscribed(self.take_event))
-        return SimulatedRecorder(self, book, events)
+        return SimulatedRecorder(self, book, events, flush_s)
 
     def note_given(self, life: Life, id: int, _: object) -> None:
         assert life.worker is not None

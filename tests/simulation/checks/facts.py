@@ -1,6 +1,7 @@
 """A history by what it is about. Pure."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import TypeVar
 
 from tests.simulation.history import (
@@ -11,6 +12,7 @@ from tests.simulation.history import (
     Died,
     Ended,
     Entry,
+    GaveWay,
     Given,
     History,
     Loading,
@@ -45,6 +47,7 @@ class Facts:
         self.ended: dict[int, list[Ended]] = defaultdict(list)
         self.orders: dict[int, list[Order]] = defaultdict(list)
         self.given: dict[int, list[Given]] = defaultdict(list)
+        self.gave_way: dict[int, list[GaveWay]] = defaultdict(list)
         self.struck: dict[int, list[Struck]] = defaultdict(list)
         self.died: dict[int, Died] = {}
         self.place: dict[int, int] = {}
@@ -80,6 +83,8 @@ class Facts:
                 self.ended[entry.request].append(entry)
             case Given():
                 self.given[entry.request].append(entry)
+            case GaveWay():
+                self.gave_way[entry.request].append(entry)
             case Order():
                 self.orders[entry.request].append(entry)
             case Struck():
@@ -116,6 +121,10 @@ class Facts:
 
     def before(self, entry: Entry, other: Entry) -> bool:
         return self.place[id(entry)] < self.place[id(other)]
+
+    def between(self, first: Entry, entries: Iterable[Entry], last: Entry) -> bool:
+        """Whether one of `entries` came after `first` and before `last`."""
+        return any(self.before(first, entry) and self.before(entry, last) for entry in entries)
 
     def phase_s(self, name: str) -> float | None:
         return next((phase.at_s for phase in self.all(Phase) if phase.name == name), None)

@@ -23,6 +23,7 @@ _FAULT_CLASSES = {
 # Between the shutdown and the end, beyond what is configured: pipes of dead workers, the disk, clients.
 _END_S = 12.0
 _POISON_DEATHS_MAX = 2
+_ABANDONED = frozenset({"cancelled", "deadline_exceeded"})
 # A copy may be in the old worker and one in the new, while one replaces the other.
 _COPIES_DEATHS_MAX = 3
 
@@ -65,12 +66,23 @@ def deaths_are_understood(facts: Facts) -> Iterator[str]:
 def whatever_a_worker_had_is_settled_by_its_death(facts: Facts) -> Iterator[str]:
     fruitless_max = facts.schedule.config.recovery.fruitless_resumes_max
     for death in facts.all(Death):
-        had = {
+        given = {
             request
             for request, givens in facts.given.items()
             if (mine := [given for given in givens if facts.before(given, death)])
             and mine[-1].pid == death.pid
-            and not any(facts.before(ended, death) for ended in facts.ended[request])
+            and not facts.between(mine[-1], facts.gave_way[request], death)
+        }
+        had = {
+            request
+            for request in given
+            if not any(facts.before(ended, death) for ended in facts.ended[request])
+        }
+        # The worker may have been busy with them still.
+        abandoned = {
+            request
+            for request in given - had
+            if any(ended.outcome in _ABANDONED for ended in facts.ended[request])
         }
         # A client may have ended the one that is quarantined.
         if had != set(death.lost) - (set(death.quarantined) - had) or len(set(death.lost)) < len(death.lost):
@@ -79,12 +91,12 @@ def whatever_a_worker_had_is_settled_by_its_death(facts: Facts) -> Iterator[str]
             ask = facts.ask_of(request)
             if ask is not None and not ask.resume:
                 yield f"{ask.key} is resumed against its will"
-            if _is_spent(death, request, fruitless_max):
+            if _is_spent(death, request, fruitless_max) and not (had | abandoned) - {request}:
                 yield f"request {request} is resumed after {death.name} once too often"
         for request in death.failed:
             ask = facts.ask_of(request)
             spent = _is_spent(death, request, fruitless_max)
-            if (ask is None or ask.resume) and not spent and death.wait_s is not None:
+            if (ask is None or ask.resume) and death.wait_s is not None and (not spent or had - {request}):
                 yield f"request {request} fails with {death.pid}, and could go on"
 
 

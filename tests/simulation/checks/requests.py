@@ -121,7 +121,8 @@ def _was_served_by(facts: Facts, ask: Ask, answer: Answered) -> Iterator[str]:
     resumed = (answer.result["worker"] or {}).get("resumed")
     deaths = sum(request in death.resumed for death in facts.all(Death))
     # A worker may die before it reads an order.
-    if resumed != deaths or deaths < len(facts.orders[request]) - 1:
+    lives = deaths + len(facts.gave_way[request])
+    if resumed != deaths or lives < len(facts.orders[request]) - 1:
         yield f"{ask.key} says that it was resumed {resumed} times, after {deaths} deaths"
 
 

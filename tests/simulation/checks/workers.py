@@ -59,6 +59,8 @@ def requests_are_in_one_worker_at_a_time(facts: Facts) -> Iterator[str]:
             yield f"{ask.key} wants no other worker, and gets {len(orders)}"
         for earlier, later in pairwise(orders):
             died = facts.died.get(earlier.pid)
+            if facts.between(earlier, facts.gave_way[request], later):
+                continue
             if earlier.pid not in facts.undead and (died is None or not facts.before(died, later)):
                 yield f"request {request} is given to {later.pid} while {earlier.pid} has it"
 

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from mlxsup.config.schema import Model, Recovery
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.generation import GenerationResult
+from mlxsup.protocol.generation import GenerationResult, Priority
 from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.memory_worker import Plan, full_text
 from tests.fakes.requests import make_request
@@ -224,22 +224,39 @@ async def test_a_fault_of_the_configuration_never_loops_and_is_held_for_a_while(
     assert later.text == full_text("p", 40)
 
 
-async def test_out_of_memory_fails_what_ran_and_serves_what_comes_next(
+async def test_out_of_memory_fails_what_was_alone_and_serves_what_comes_next(
     autojump_clock: MockClock, open_stage: OpenStage
 ) -> None:
-    async with open_stage(model=Model(batch_sequences_max=2)) as stage:
+    async with open_stage(model=Model(batch_sequences_max=1)) as stage:
         await stage.runner.ensure_ready()
-        running, waiting = [submit(stage), submit(stage)], submit(stage, tokens=3)
+        running, waiting = submit(stage), submit(stage, tokens=3)
         await trio.sleep(1.05)
         await out_of_memory(stage)
         await trio.sleep(30)
 
-    for sink in running:
-        assert sink.failure.kind is ErrorKind.WORKER_DIED
-        assert sink.failure.data.tokens_delivered == len(sink.pieces) > 5
-        assert sink.failure.data.death is not None
-        assert sink.failure.data.death.death_class == "gpu_out_of_memory"
+    assert running.failure.kind is ErrorKind.WORKER_DIED
+    assert running.failure.data.tokens_delivered == len(running.pieces) > 5
+    assert running.failure.data.death is not None
+    assert running.failure.data.death.death_class == "gpu_out_of_memory"
     assert waiting.text == full_text("p", 3)
+
+
+async def test_what_ran_out_of_memory_together_goes_on_one_after_the_other(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    most = 0
+    async with open_stage() as stage:
+        await stage.runner.ensure_ready()
+        sinks = [submit(stage, prompt) for prompt in "abc"]
+        await trio.sleep(1.05)
+        await out_of_memory(stage)
+        await stage.wait_entered("ready", 2)
+        while not all(sink.outcomes for sink in sinks):
+            most = max(most, len(stage.worker._sequences))
+            await trio.sleep(0.05)
+
+    assert [sink.text for sink in sinks] == [full_text(prompt, 40) for prompt in "abc"]
+    assert most == 1
 
 
 async def test_who_does_not_want_to_be_resumed_is_told_of_the_death(
@@ -289,13 +306,50 @@ async def test_an_unload_does_not_take_the_requests_of_a_worker_that_was_failing
     assert sink.text == full_text("p", 40)
 
 
-async def kill_who_computes(stage: Stage, prompt: str) -> None:
+async def kill_who_computes(stage: Stage, prompt: str, returncode: int = -11) -> None:
     """The request with this prompt ends every worker that computes it."""
     while True:
         await trio.sleep(0.05)
         for worker in stage.shop.workers:
             if any(order.prompt == prompt for order in worker._sequences.values()):
-                worker.die(-11)
+                worker.die(returncode)
+
+
+async def test_what_kills_without_a_word_fails_alone_and_its_neighbours_complete(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async with open_stage(recovery=Recovery(breaker_deaths=10)) as stage, trio.open_nursery() as nursery:
+        nursery.start_soon(kill_who_computes, stage, "poison", -9)
+        poison = submit(stage, "poison")
+        neighbours = {prompt: submit(stage, prompt) for prompt in "abcdefg"}
+        await trio.sleep(300)
+        nursery.cancel_scope.cancel()
+
+    assert poison.failure.kind is ErrorKind.WORKER_DIED
+    assert {prompt: sink.text for prompt, sink in neighbours.items()} == {
+        prompt: full_text(prompt, 40) for prompt in "abcdefg"
+    }
+    assert stage.classes == ["killed"] * 4
+
+
+async def test_a_suspect_is_computed_though_more_urgent_requests_keep_coming(
+    autojump_clock: MockClock, open_stage: OpenStage
+) -> None:
+    async def keep_asking() -> None:
+        while True:
+            sink = CollectingSink()
+            stage.runner.submit(make_request(sink, tokens=30, priority=Priority.INTERACTIVE))
+            await trio.sleep(0.5)
+
+    async with open_stage() as stage, trio.open_nursery() as nursery:
+        await stage.runner.ensure_ready()
+        suspects = [submit(stage, prompt, 20) for prompt in "ab"]
+        nursery.start_soon(keep_asking)
+        await trio.sleep(1.05)
+        stage.worker.die(-11)
+        await trio.sleep(20)
+        assert [sink.text for sink in suspects] == [full_text(prompt, 20) for prompt in "ab"]
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_poisonous_request_is_quarantined_at_its_second_death_and_its_neighbours_complete(
@@ -352,15 +406,14 @@ async def test_suspects_are_computed_alone_until_they_are_cleared(
         stage.worker.die(-11)
         await trio.sleep(0.1)
         await stage.wait_state("ready")
-        for _ in range(100):
+        while not all(sink.outcomes for sink in sinks):
             await trio.sleep(0.1)
             most.append(len(stage.worker._sequences))
-        await trio.sleep(30)
 
     assert [sink.text for sink in sinks] == [full_text(prompt, 40) for prompt in "ab"]
-    # First a alone for its eight tokens, then b once a has ended, since a suspect joins nobody.
-    assert set(most[:8]) == {1}
-    assert max(most) == 1
+    # First each alone for its eight tokens, then both.
+    assert max(most[:14]) == 1
+    assert most.count(2) > 10
 
 
 async def test_garbage_from_a_worker_ends_it_and_what_it_had_goes_on(

@@ -14,6 +14,7 @@ from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.requests import make_request
 
 DONE = Generated(finish_reason=FinishReason.STOP, prompt_tokens=1, completion_tokens=1)
+CANCELLED = Generated(finish_reason=FinishReason.CANCELLED, prompt_tokens=1, completion_tokens=1)
 BATCH = 2
 QUEUE = 5
 
@@ -22,6 +23,7 @@ class Port:
     def __init__(self) -> None:
         self.orders: dict[int, Generate] = {}
         self.cancelled: list[int] = []
+        self.questions = 0
 
     def generate(self, id: int, order: Generate) -> None:
         assert id not in self.orders
@@ -118,6 +120,64 @@ def test_a_suspect_waits_for_an_empty_batch_and_then_nobody_joins_it() -> None:
     assert book.in_flight(port) == [suspect, later]
 
 
+def test_who_runs_gives_way_to_one_that_is_to_be_computed_alone_and_goes_on_behind_it() -> None:
+    poison = PoisonWatch(8, 10, 3600.0)
+    book, old, port = make_book(poison=poison), Port(), Port()
+    first, second = (request_of(CollectingSink()) for _ in range(2))
+    book.gain_worker(old, 1, 0.0)
+    for request in (first, second):
+        book.submit(request, 0.0)
+    lost = book.lose_worker(old, 0.0)
+    poison.note_death(lost, "aborted", 0.0)
+    book.resume(lost, 0.0)
+    book.gain_worker(port, 2, 0.0)
+    assert list(port.orders) == [first.id]
+
+    book.take_step(port, Step(deltas=[Delta(first.id, "12345678", [1] * 8)]), 0.0)
+    assert (list(port.orders), port.cancelled) == ([first.id], [first.id])
+    del port.orders[first.id]
+    book.take_answer(port, first.id, CANCELLED, 0.0)
+    assert list(port.orders) == [second.id]
+
+    book.take_step(port, Step(deltas=[Delta(second.id, "12345678", [1] * 8)]), 0.0)
+    assert port.orders[first.id].delivered_tokens == [1] * 8
+    assert list(port.orders) == [second.id, first.id]
+    assert (first.resumed, first.ended) == (1, False)
+
+
+def test_who_wants_no_resume_gives_way_to_nobody() -> None:
+    poison = PoisonWatch(8, 10, 3600.0)
+    book, port = make_book(poison=poison), Port()
+    suspect, plain = (request_of(CollectingSink()) for _ in range(2))
+    plain.resume = False
+    book.gain_worker(port, 1, 0.0)
+    book.submit(plain, 0.0)
+    poison.note_death([suspect], "aborted", 0.0)
+    book.submit(suspect, 0.0)
+
+    assert (list(port.orders), port.cancelled) == ([plain.id], [])
+
+
+def test_a_question_and_a_request_that_is_to_be_computed_alone_wait_for_each_other() -> None:
+    poison = PoisonWatch(8, 10, 3600.0)
+    book, port = make_book(poison=poison), Port()
+    suspect = request_of(CollectingSink())
+    told: list[int] = []
+    book.gain_worker(port, 1, 0.0)
+    port.questions = 1
+    poison.note_death([suspect], "aborted", 0.0)
+    book.submit(suspect, 0.0)
+    assert (list(port.orders), book.admits_questions) == ([], False)
+
+    book.when_questions_are_admitted(lambda: told.append(1))
+    port.questions = 0
+    book.look_again(0.0)
+    assert (list(port.orders), told) == ([suspect.id], [])
+
+    book.take_step(port, Step(deltas=[Delta(suspect.id, "12345678", [1] * 8)]), 0.0)
+    assert told == [1]
+
+
 class Life(RuleBasedStateMachine):
     """Workers come and go, clients cancel and run out of time: every request ends once, and none is forgotten."""
 
@@ -171,7 +231,9 @@ class Life(RuleBasedStateMachine):
         self.book.take_step(port, Step(deltas=[Delta(id, "x" * tokens, [1] * tokens)]), 0.0)
         if ends:
             del port.orders[id]
-            self.book.take_answer(port, id, DONE, 0.0)
+            heard = id in port.cancelled and data.draw(st.booleans())
+            port.cancelled = [other for other in port.cancelled if other != id]
+            self.book.take_answer(port, id, CANCELLED if heard else DONE, 0.0)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), expire=st.booleans())
@@ -197,7 +259,7 @@ class Life(RuleBasedStateMachine):
             flying = self.book.in_flight(port)
             assert len(flying) <= BATCH
             assert sorted(request.id for request in flying) == sorted(port.orders)
-            if any(self.poison.is_suspect(request) for request in flying):
+            if any(self.poison.is_loner(request) for request in flying):
                 assert len(flying) == 1
 
     @invariant()

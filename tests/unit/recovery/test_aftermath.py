@@ -46,12 +46,14 @@ class Scene:
         *stderr: str,
         another: bool = False,
         why: str | None = None,
+        questions: int = 0,
         **seen: Any,
     ) -> Aftermath:
         return decide_aftermath(
             Evidence(returncode=returncode, stderr=stderr, phase="ready", **seen),
             why,
             lost,
+            questions=questions,
             poison=self.poison,
             policy=self.policy,
             another=another,
@@ -70,11 +72,21 @@ def test_what_ran_goes_on_but_for_who_does_not_want_to() -> None:
     assert aftermath.action == "2 resumed, 1 failed, restart after 0.0 s"
 
 
-def test_out_of_memory_fails_what_ran() -> None:
-    lost = make(True, True)
-    aftermath = Scene().die(lost, ExitCode.GPU_ERROR, OUT_OF_MEMORY)
+def test_what_was_too_much_together_is_computed_one_by_one_and_what_is_too_much_alone_fails() -> None:
+    fits, does_not = make(True, True)
+    scene = Scene()
+    together = scene.die([fits, does_not], ExitCode.GPU_ERROR, OUT_OF_MEMORY)
+    fits.note_resume()
+    fits.deliver("x" * 1000, [1] * 1000, 0.0)
 
-    assert (aftermath.resumed, aftermath.failed) == ([], lost)
+    assert (together.resumed, together.failed) == ([fits, does_not], [])
+    assert scene.poison.is_loner(does_not)
+    # However far it has come: beside others it would be too much again.
+    assert scene.poison.is_loner(fits)
+
+    aftermath = scene.die([does_not], ExitCode.GPU_ERROR, OUT_OF_MEMORY)
+
+    assert (aftermath.resumed, aftermath.failed) == ([], [does_not])
     assert aftermath.wait_s is not None
     assert aftermath.error.kind is ErrorKind.WORKER_DIED
     assert aftermath.error.data.death is not None
@@ -120,12 +132,60 @@ def test_a_crash_that_somebody_sends_is_never_quarantined_and_one_of_its_own_is(
     assert scene.die([request], origin=Origin(number=signal.SIGSEGV)).quarantined == [request]
 
 
-def test_what_the_kernel_killed_for_memory_lets_each_request_go_on_once() -> None:
+def test_what_the_kernel_killed_for_memory_lets_each_request_go_on_once_and_then_alone() -> None:
     fresh, resumed, unwilling = make(True, True, False)
-    resumed.resumed = 1
-    aftermath = Scene().die([fresh, resumed, unwilling], -9, killed_for_memory=True)
+    resumed.note_resume()
+    scene = Scene()
+    aftermath = scene.die([fresh, resumed, unwilling], -9, killed_for_memory=True)
 
-    assert (aftermath.resumed, aftermath.failed) == ([fresh], [resumed, unwilling])
+    assert (aftermath.resumed, aftermath.failed) == ([fresh, resumed], [unwilling])
+    assert not scene.poison.is_loner(fresh)
+    assert scene.poison.is_loner(resumed)
+    assert scene.die([resumed], -9, killed_for_memory=True).failed == [resumed]
+
+
+def test_a_death_that_a_request_is_found_guilty_of_costs_the_model_nothing() -> None:
+    variants = make(*[True] * 6)
+    scene = Scene(restarts_max=1)
+    assert scene.die(variants).weight == 1
+    for variant in variants:
+        alone = scene.die([variant])
+
+        assert (alone.quarantined, alone.weight, alone.wait_s) == ([variant], 0, 0.0)
+
+
+def test_nobody_is_found_guilty_of_what_a_question_beside_it_may_have_done() -> None:
+    (request,) = make(True)
+    scene = Scene()
+    scene.die([request])
+
+    assert scene.die([request], questions=1).resumed == [request]
+    assert scene.die([request]).quarantined == [request]
+
+
+def test_who_was_isolated_for_another_reason_is_not_found_guilty_at_its_first_crash() -> None:
+    request, other = make(True, True)
+    scene = Scene(restarts_max=100)
+    scene.die([request, other], ExitCode.GPU_ERROR, OUT_OF_MEMORY)
+
+    assert scene.poison.is_loner(request)
+    assert scene.die([request]).quarantined == []
+
+
+def test_what_kills_without_a_word_is_computed_alone_before_anybody_fails() -> None:
+    lost = make(True, True, True)
+    scene = Scene(restarts_max=100)
+    for _ in range(3):
+        assert scene.die(lost, -9).resumed == lost
+        for request in lost:
+            request.note_resume()
+    guilty, *others = lost
+
+    assert all(scene.poison.is_loner(request) for request in lost)
+    assert scene.die([guilty], -9).failed == [guilty]
+    for request in others:
+        request.deliver("x", [1] * 8, 0.0)
+        assert not scene.poison.is_loner(request)
 
 
 @given(
@@ -186,7 +246,7 @@ def test_who_sent_the_signal_is_told_with_it() -> None:
     ]
 
 
-def test_a_request_that_workers_are_killed_on_without_a_token_ends_before_the_model_is_given_up() -> None:
+def test_a_request_that_workers_are_killed_on_at_its_first_tokens_ends_before_the_model_is_given_up() -> None:
     scene = Scene()
     (request,) = make(True)
     for _ in range(4):
@@ -194,12 +254,13 @@ def test_a_request_that_workers_are_killed_on_without_a_token_ends_before_the_mo
         if aftermath.failed:
             break
         request.note_resume()
+        request.deliver("x", [1], 0.0)
 
     assert (aftermath.failed, request.resumed) == ([request], 3)
     assert aftermath.wait_s is not None
 
 
-def test_a_request_that_gets_a_token_from_each_worker_goes_on_however_often_they_are_killed() -> None:
+def test_a_request_that_every_other_worker_gets_on_with_goes_on_however_often_they_are_killed() -> None:
     scene = Scene(restarts_max=1000)
     (request,) = make(True)
     for _ in range(100):
@@ -207,4 +268,4 @@ def test_a_request_that_gets_a_token_from_each_worker_goes_on_however_often_they
         request.note_resume()
         assert scene.die([request], -9).resumed == [request]
         request.note_resume()
-        request.deliver("x", [1], 0.0)
+        request.deliver("x", [1] * 8, 0.0)

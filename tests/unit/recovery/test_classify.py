@@ -373,7 +373,6 @@ def test_a_request_is_blamed_for_what_it_can_have_caused_and_not_for_what_came_f
         "signalled",
         "stream_thread",
         "terminated",
-        "unknown",
     }
 
 

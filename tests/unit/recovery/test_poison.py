@@ -45,9 +45,9 @@ def test_a_first_death_makes_suspects_of_all_and_quarantines_nobody() -> None:
     a, b, elsewhere = (r for r, _ in zip(requests(), range(3), strict=False))
 
     assert poison.note_death([a, b], "aborted", 0.0) == []
-    assert poison.is_suspect(a)
-    assert poison.is_suspect(b)
-    assert not poison.is_suspect(elsewhere)
+    assert poison.is_loner(a)
+    assert poison.is_loner(b)
+    assert not poison.is_loner(elsewhere)
     assert quarantined(poison) == []
 
 
@@ -62,8 +62,8 @@ def test_a_suspect_that_is_alone_at_a_second_death_is_refused_from_then_on() -> 
     assert (found.deaths, found.death_class, found.model) == (2, "segmentation_fault", "m")
     assert poison.find("m", b.order) is None
     assert poison.find("other model", a.order) is None
-    assert poison.is_suspect(b)
-    assert not poison.is_suspect(a)
+    assert poison.is_loner(b)
+    assert not poison.is_loner(a)
 
 
 def test_released_requests_of_one_model_may_try_again_and_others_may_not() -> None:
@@ -101,10 +101,10 @@ def test_a_suspect_that_gets_on_from_where_it_was_is_cleared() -> None:
     a.deliver("", [1] * 20, 0.0)
     poison.note_death([a], "aborted", 0.0)
     a.deliver("", [1] * (CLEAR - 1), 0.0)
-    assert poison.is_suspect(a)
+    assert poison.is_loner(a)
     a.deliver("", [1], 0.0)
-    assert not poison.is_suspect(a)
-    assert not poison.has_suspects
+    assert not poison.is_loner(a)
+    assert not poison.has_loners
     assert poison.note_death([a], "aborted", 0.0) == []
 
 
@@ -125,11 +125,11 @@ def test_a_suspect_that_has_ended_is_one_until_no_worker_has_it() -> None:
     a = next(requests())
     poison.note_death([a], "aborted", 0.0)
     a.fail(RpcError(ErrorKind.DEADLINE_EXCEEDED, "x"))
-    assert poison.is_suspect(a)
+    assert poison.is_loner(a)
     poison.forget(a)
 
-    assert not poison.is_suspect(a)
-    assert not poison.has_suspects
+    assert not poison.is_loner(a)
+    assert not poison.has_loners
 
 
 def again(request: GenerationRequest) -> GenerationRequest:
@@ -155,7 +155,7 @@ def test_what_is_sent_again_after_a_death_is_a_suspect_and_refused_when_it_is_al
     ended(poison, a)
     ended(poison, b)
     second = started(poison, again(a))
-    assert poison.is_suspect(second)
+    assert poison.is_loner(second)
 
     assert poison.note_death([second], "aborted", 1.0) == [second]
     assert poison.find("m", again(a).order) is not None
@@ -169,7 +169,7 @@ def test_a_request_that_had_ended_before_its_worker_died_is_found_as_one_that_ha
     second = ended(poison, started(poison, again(first)))
 
     assert poison.note_death([second], "hung", 1.0) == [second]
-    assert not poison.has_suspects
+    assert not poison.has_loners
 
 
 def test_in_company_no_number_of_deaths_makes_anybody_guilty() -> None:
@@ -195,10 +195,10 @@ def test_once_one_is_cleared_the_same_is_no_suspect_when_it_is_sent_again(comple
         poison.note_completed(second)
     else:
         second.deliver("", [1] * CLEAR, 0.0)
-    assert not poison.is_suspect(second)
+    assert not poison.is_loner(second)
     third = started(poison, again(a))
 
-    assert not poison.is_suspect(third)
+    assert not poison.is_loner(third)
     assert poison.note_death([third], "aborted", 1.0) == []
 
 
@@ -210,10 +210,10 @@ def test_what_killed_late_is_a_suspect_until_it_is_past_that_place() -> None:
     ended(poison, a)
     second = started(poison, again(a))
     second.deliver("", [1] * (99 + CLEAR), 0.0)
-    assert poison.is_suspect(second)
+    assert poison.is_loner(second)
     second.deliver("", [1], 0.0)
 
-    assert not poison.is_suspect(second)
+    assert not poison.is_loner(second)
 
 
 def test_a_death_that_is_long_past_is_held_against_nobody() -> None:
@@ -222,8 +222,8 @@ def test_a_death_that_is_long_past_is_held_against_nobody() -> None:
     poison.note_death([a], "aborted", 0.0)
     ended(poison, a)
 
-    assert poison.is_suspect(started(poison, again(a), MEMORY_S))
-    assert not poison.is_suspect(late := started(poison, again(a), MEMORY_S + 1.0))
+    assert poison.is_loner(started(poison, again(a), MEMORY_S))
+    assert not poison.is_loner(late := started(poison, again(a), MEMORY_S + 1.0))
     assert poison.note_death([late], "aborted", MEMORY_S + 1.0) == []
 
 
@@ -234,7 +234,7 @@ def test_only_so_many_are_remembered_the_newest() -> None:
         poison.note_death([request], "aborted", float(number))
         ended(poison, request)
 
-    assert [poison.is_suspect(started(poison, again(r), 3.0)) for r in (oldest, *newer)] == [
+    assert [poison.is_loner(started(poison, again(r), 3.0)) for r in (oldest, *newer)] == [
         False,
         True,
         True,
@@ -248,7 +248,7 @@ def test_released_by_hand_nothing_that_is_sent_is_a_suspect() -> None:
     ended(poison, a)
     poison.release("m")
 
-    assert not poison.is_suspect(started(poison, again(a)))
+    assert not poison.is_loner(started(poison, again(a)))
 
 
 @given(st.lists(st.integers(0, 20)), st.integers(1, 5))
