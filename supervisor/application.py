@@ -15,6 +15,7 @@ from mlxsup.protocol.descriptors import Pipes
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.service import Event
 from mlxsup.supervisor.endpoint.connection import Connection
+from mlxsup.supervisor.endpoint.descriptor_limit import descriptors_needed, raise_descriptor_limit
 from mlxsup.supervisor.endpoint.streams import StdioByteStream
 from mlxsup.supervisor.endpoint.unix_server import FINISH_S, UnixServer, bound_socket
 from mlxsup.supervisor.events import EventBus
@@ -148,6 +149,7 @@ async def serve_socket(setting: Setting, path: Path) -> None:
     Raises:
         SocketUnusableError: the socket can't be had.
     """
+    raise_descriptor_limit(descriptors_needed(setting.config))
     with bound_socket(path) as listening:
         async with trio.open_nursery() as nursery:
             # Clients are served until the workers have ended: what is drained reaches them.

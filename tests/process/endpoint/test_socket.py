@@ -1,9 +1,11 @@
 """The socket of `mlxsup start`, from the first start to every way of ending."""
 
 import os
+import resource
 import signal
 import socket
 import stat
+from contextlib import ExitStack
 
 import pytest
 
@@ -142,3 +144,17 @@ def test_a_client_that_vanishes_leaves_a_supervisor_that_serves(user: User) -> N
         assert client.call("server/health").live
     with pytest.raises(ConnectionLostError):
         Client.connect(supervisor.socket.with_name("nobody.sock"))
+
+
+def test_as_many_clients_as_configured_are_served_where_the_shell_allows_fewer_open_files(user: User) -> None:
+    clients_max = 100
+    user.config.write_text(f"[server]\nconnections_max = {clients_max}\n")
+    bounds = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, bounds[1]))
+    try:
+        supervisor = user.start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, bounds)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(supervisor.connect()) for _ in range(clients_max)]
+        assert [client.call("server/health").live for client in clients] == [True] * clients_max
