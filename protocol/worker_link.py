@@ -157,7 +157,10 @@ class Heartbeat(_Wire, frozen=True):
 
 
 class Cancel(_Wire, frozen=True):
+    """`goes_on`: it will be ordered again with what was delivered, and what is held back till then is not said."""
+
     id: int
+    goes_on: bool = False
 
 
 class Shutdown(_Wire, frozen=True):

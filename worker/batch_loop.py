@@ -96,8 +96,8 @@ class BatchLoop:
                 return ExitCode.CLEAN if fault is None else ExitCode.PROTOCOL_ERROR
             case Command(params=link.Shutdown()):
                 return ExitCode.CLEAN
-            case Command(params=link.Cancel(id=id)):
-                self._cancel(id)
+            case Command(params=link.Cancel(id=id, goes_on=goes_on)):
+                self._cancel(id, goes_on=goes_on)
             case Command(params=link.Load()):
                 return ExitCode.PROTOCOL_ERROR
             case Command(id=id, params=link.Generate()):
@@ -107,10 +107,11 @@ class BatchLoop:
                 self._preparation.put(item)
         return None
 
-    def _cancel(self, id: int) -> None:
+    def _cancel(self, id: int, *, goes_on: bool) -> None:
         """An unknown id is one that has just ended: the race is normal."""
         if id in self._running:
-            self._send([self._engine.cancel(id)])
+            last = self._engine.cancel(id)
+            self._send([msgspec.structs.replace(last, text="") if goes_on else last])
         elif id in self._preparing:
             self._preparing[id] = False
 

@@ -124,9 +124,9 @@ class Life:
         self._output.grant(id, order)
         self._watch.watchdog.note_sent(trio.current_time())
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int, *, goes_on: bool) -> None:
         assert self.worker is not None
-        self.worker.send_notification(link.CANCEL, link.Cancel(id=id))
+        self.worker.send_notification(link.CANCEL, link.Cancel(id=id, goes_on=goes_on))
 
     async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
         """As `Worker.call`; a worker that does not take up a question is found as with a request."""

@@ -30,7 +30,9 @@ class Port(Protocol):
 
     def generate(self, id: int, order: Generate) -> None: ...
 
-    def cancel(self, id: int) -> None: ...
+    def cancel(self, id: int, *, goes_on: bool) -> None:
+        """`goes_on`: it will be given again, and nothing that the worker holds back of its text is to be said."""
+        ...
 
 
 class _Flight(msgspec.Struct):
@@ -262,7 +264,7 @@ class RequestBook:
         for flight in flights:
             if flight.request.resume and not flight.gives_way:
                 flight.gives_way = True
-                flight.port.cancel(flight.request.id)
+                flight.port.cancel(flight.request.id, goes_on=True)
 
     def _go_behind(self, request: GenerationRequest) -> None:
         """It has given way, and goes on when those have been computed that had to be alone."""
@@ -281,7 +283,7 @@ class RequestBook:
     def _stop_computing(self, request: GenerationRequest) -> None:
         flight = self._flights.get(request.id)
         if flight is not None:
-            flight.port.cancel(request.id)
+            flight.port.cancel(request.id, goes_on=False)
 
     def _finish_cancelled(self, request: GenerationRequest, now_s: float) -> None:
         request.finish_cancelled(now_s)

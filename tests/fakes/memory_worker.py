@@ -165,9 +165,9 @@ class MemoryWorker:
                 if len(order.delivered_tokens) >= order.max_tokens:
                     await self._say(self._answer(_id(call), FinishReason.LENGTH))
             case link.CANCEL:
-                id = msgspec.json.decode(call.params or b"", type=link.Cancel).id
-                if id in self._sequences:
-                    await self._say(self._answer(id, FinishReason.CANCELLED))
+                cancel = msgspec.json.decode(call.params or b"", type=link.Cancel)
+                if cancel.id in self._sequences:
+                    await self._drop(cancel.id, goes_on=cancel.goes_on)
             case link.TOKENIZE if self.plan.answers_questions:
                 text = msgspec.json.decode(call.params or b"", type=link.Tokenize).text
                 await self._say(encode_result(_id(call), link.Tokenized(tokens=question_tokens(text))))
@@ -265,6 +265,11 @@ class MemoryWorker:
         async with self._speaking:
             with suppress(trio.ClosedResourceError):
                 await self._outgoing.send_all(b'{"jsonrpc":"2.0","method":"st')
+
+    async def _drop(self, id: int, *, goes_on: bool) -> None:
+        rest = "" if goes_on else self._more_text(id, self._sequences[id], ends=True)
+        held = [encode_notification(link.STEP, link.Step(deltas=[link.Delta(id, rest, [])]))] if rest else []
+        await self._say(*held, self._answer(id, FinishReason.CANCELLED))
 
     def _stuck_s(self) -> float:
         return min(self.plan.stuck_s, self.plan.silent_s)

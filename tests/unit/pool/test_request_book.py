@@ -23,14 +23,16 @@ class Port:
     def __init__(self) -> None:
         self.orders: dict[int, Generate] = {}
         self.cancelled: list[int] = []
+        self.goes_on = False
         self.questions = 0
 
     def generate(self, id: int, order: Generate) -> None:
         assert id not in self.orders
         self.orders[id] = order
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int, *, goes_on: bool) -> None:
         self.cancelled.append(id)
+        self.goes_on = goes_on
 
 
 def make_book(ends: list[int] | None = None, poison: PoisonWatch | None = None) -> RequestBook:
@@ -134,7 +136,7 @@ def test_who_runs_gives_way_to_one_that_is_to_be_computed_alone_and_goes_on_behi
     assert list(port.orders) == [first.id]
 
     book.take_step(port, Step(deltas=[Delta(first.id, "12345678", [1] * 8)]), 0.0)
-    assert (list(port.orders), port.cancelled) == ([first.id], [first.id])
+    assert (list(port.orders), port.cancelled, port.goes_on) == ([first.id], [first.id], True)
     del port.orders[first.id]
     book.take_answer(port, first.id, CANCELLED, 0.0)
     assert list(port.orders) == [second.id]

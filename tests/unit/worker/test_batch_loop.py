@@ -57,7 +57,7 @@ class CountingEngine:
 
     def cancel(self, id: int) -> Emission:
         del self.running[id]
-        return Emission(id, "", [], FinishReason.CANCELLED)
+        return Emission(id, "held back", [], FinishReason.CANCELLED)
 
     @property
     def prefill_tokens(self) -> int:
@@ -164,6 +164,23 @@ def test_a_cancel_of_a_request_that_runs_ends_it_and_a_late_or_unknown_one_does_
     bench.inbox.put(Command(0, Cancel(id=5)))
     bench.generate(6, tokens=1)
     bench.wait_answer(6)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_is_held_back_is_said_at_a_cancel_but_not_of_a_request_that_goes_on_later(
+    bench: Bench, goes_on: bool
+) -> None:
+    bench.generate(5, tokens=10**9)
+    bench.wait_for(b'"step"')
+    bench.inbox.put(Command(0, Cancel(id=5, goes_on=goes_on)))
+    bench.wait_answer(5)
+    frames = bench.end()
+
+    said = "".join(
+        delta[1] for frame in frames if frame.get("method") == "step" for delta in frame["params"]["deltas"]
+    )
+    assert answers(frames)[5]["finish_reason"] == "cancelled"
+    assert ("held back" in said) is not goes_on
 
 
 @pytest.mark.parametrize(("prompt", "kind"), [("refused", "limit_exceeded"), ("broken", "internal")])
