@@ -81,7 +81,9 @@ def decide_aftermath(
     )
     quarantined = poison.note_death(lost, verdict.name, now_s, questions) if verdict.blames_request else []
     weight = 0 if quarantined else verdict.weight
-    wait_s = None if policy is None else _wait_s(policy, verdict, weight, ready_s, now_s)
+    wait_s = None
+    if policy is not None:
+        wait_s = _wait_s(policy, verdict, ready_s, now_s, excused=bool(quarantined))
     survivors = [request for request in lost if not request.ended and request not in quarantined]
     resumed = []
     for request in survivors:
@@ -111,12 +113,12 @@ def decide_aftermath(
 
 
 def _wait_s(
-    policy: RestartPolicy, verdict: Verdict, weight: int, ready_s: float | None, now_s: float
+    policy: RestartPolicy, verdict: Verdict, ready_s: float | None, now_s: float, *, excused: bool
 ) -> float | None:
-    wait_s = policy.note_death(weight, now_s, ready_s)
+    wait_s = policy.note_death(verdict.weight, now_s, ready_s, excused=excused)
     if verdict.restart is Restart.NEVER:
         return None
-    if verdict.restart is Restart.AT_ONCE and weight and wait_s is not None:
+    if verdict.restart is Restart.AT_ONCE and verdict.weight and wait_s is not None:
         # Within its budget; what weighs nothing has none, and is slowed down by the policy.
         return 0.0
     return wait_s

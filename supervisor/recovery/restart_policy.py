@@ -3,7 +3,8 @@
 Rule 1: the first restart comes at once. Rule 2: the n-th after it waits a random time up to
 `backoff_base_s * 2**(n - 1)`, at most `backoff_max_s` (full jitter: Brooker 2015, "Exponential Backoff and Jitter").
 Rule 3: `healthy_s` of being ready makes the next restart the first one again. Rule 4: a death that weighs nothing costs
-nothing, unless the worker had not even become ready. Rule 5: deaths that weigh more than
+nothing, unless the worker had not even become ready; one that is excused spends no budget, and waits as any other.
+Rule 5: deaths that weigh more than
 `restarts_max` within `window_s` put the model into quarantine, until somebody loads it by hand.
 """
 
@@ -30,15 +31,17 @@ class RestartPolicy:
         self._deaths: deque[tuple[float, int]] = deque()
         self._failures = 0
 
-    def note_death(self, weight: int, now_s: float, ready_s: float | None = None) -> float | None:
+    def note_death(
+        self, weight: int, now_s: float, ready_s: float | None = None, *, excused: bool = False
+    ) -> float | None:
         """Seconds to wait before the next start; None when the budget is spent.
 
-        `ready_s` is when the worker that died became ready, None if it did not.
+        `ready_s` is when the worker that died became ready, None if it did not. `excused`: what it died of won't come back.
         """
         limits = self._limits
         if ready_s is not None and now_s - ready_s >= limits.healthy_s:
             self._failures = 0
-        self._deaths.append((now_s, weight))
+        self._deaths.append((now_s, 0 if excused else weight))
         while self._deaths and now_s - self._deaths[0][0] > limits.window_s:
             self._deaths.popleft()
         if sum(weight for _, weight in self._deaths) > limits.restarts_max:

@@ -148,10 +148,10 @@ def test_a_death_that_a_request_is_found_guilty_of_costs_the_model_nothing() -> 
     variants = make(*[True] * 6)
     scene = Scene(restarts_max=1)
     assert scene.die(variants).weight == 1
-    for variant in variants:
+    for ceiling_s, variant in zip((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), variants, strict=True):
         alone = scene.die([variant])
 
-        assert (alone.quarantined, alone.weight, alone.wait_s) == ([variant], 0, 0.0)
+        assert (alone.quarantined, alone.weight, alone.wait_s) == ([variant], 0, ceiling_s)
 
 
 def test_nobody_is_found_guilty_of_what_a_question_beside_it_may_have_done() -> None:
