@@ -33,6 +33,7 @@ from mlxsup.worker.vitals import Vitals
 
 # From the end of the input to a hard exit: enough to finish a write, short enough to leave no orphan.
 ORPHAN_GRACE_S = 0.3
+_ORPHAN_CHECK_S = 0.005
 _DRAIN_S = 5.0
 # Progress of a load is a courtesy: more often than this nobody can see it.
 _PROGRESS_INTERVAL_S = 0.1
@@ -55,6 +56,9 @@ class _Life:
     def __init__(self) -> None:
         self.grace_s = ORPHAN_GRACE_S
         self.over = threading.Event()
+        self.told_to_end = False
+        # The input has ended all the same.
+        self.deserted = False
 
 
 def run_worker(pipes: Pipes, import_engine: Callable[[], LoadEngine]) -> NoReturn:
@@ -62,6 +66,7 @@ def run_worker(pipes: Pipes, import_engine: Callable[[], LoadEngine]) -> NoRetur
 
     `import_engine` does the imports that take seconds; by then the end of the supervisor is watched for.
     """
+    supervisor_pid = os.getppid()
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # A terminal's Ctrl-C is the supervisor's business.
@@ -76,14 +81,18 @@ def run_worker(pipes: Pipes, import_engine: Callable[[], LoadEngine]) -> NoRetur
 
     def deliver(item: Command | EndOfInput) -> None:
         if isinstance(item, Command) and isinstance(item.params, link.Shutdown):
+            life.told_to_end = True
             life.grace_s = max(item.params.grace_s, ORPHAN_GRACE_S)
             if watch is not None:
                 watch.set_grace_ms(int(life.grace_s * 1000))
+        if isinstance(item, EndOfInput):
+            life.deserted = not life.told_to_end
         inbox.put(item)
 
     def read() -> None:
         read_commands(pipes.incoming, deliver)
         if not life.over.wait(life.grace_s):
+            _end_group_of_orphan(supervisor_pid)
             os._exit(ExitCode.ORPHANED)
 
     threading.Thread(target=read, name="reader", daemon=True).start()
@@ -97,8 +106,24 @@ def run_worker(pipes: Pipes, import_engine: Callable[[], LoadEngine]) -> NoRetur
     life.over.set()
     outbox.drain(_DRAIN_S)
     sys.stderr.flush()
+    if life.deserted:
+        _await_orphanhood(supervisor_pid)
+    _end_group_of_orphan(supervisor_pid)
     # Not sys.exit: tearing down a GPU runtime with threads alive is a crash of its own.
     os._exit(code)
+
+
+def _await_orphanhood(supervisor_pid: int) -> None:
+    """A process that ends closes its pipes a moment before its children get another parent."""
+    deadline_s = time.monotonic() + ORPHAN_GRACE_S
+    while os.getppid() == supervisor_pid and time.monotonic() < deadline_s:
+        time.sleep(_ORPHAN_CHECK_S)
+
+
+def _end_group_of_orphan(supervisor_pid: int) -> None:
+    """What this process has forked ends with it. A supervisor that lives sees to that itself."""
+    if os.getppid() != supervisor_pid and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
 
 
 def _report_signal_origin() -> str:

@@ -94,6 +94,8 @@ static void *run(void *unused) {
     wait_for_orphanhood();
     int64_t orphaned_at_ms = now_ms();
     while (now_ms() - orphaned_at_ms < atomic_load(&grace_left_ms)) nanosleep(&interval, NULL);
+    /* What this process has forked ends with it. A supervisor that lives sees to that itself. */
+    if (parent_changed() && getpgrp() == getpid()) kill(0, SIGKILL);
     _exit(watch.exit_code);
 }
 

@@ -96,3 +96,20 @@ def test_a_worker_stuck_in_native_code_ends_with_its_supervisor(
         readable, _, _ = select.select([stuck], [], [], WAIT_S)
         assert readable
         assert kill_and_count_survivors(supervisor, [supervisor.serving().pid], 1.0) == 0
+
+
+@pytest.mark.parametrize("stuck", [False, True], ids=["an idle worker", "a worker stuck in native code"])
+def test_what_a_worker_has_forked_ends_with_its_supervisor(
+    start_supervisor: StartSupervisor, tmp_path: Path, stuck: bool
+) -> None:
+    supervisor = start_supervisor("scripted_engine.py")
+    fifo = tmp_path / "forked"
+    os.mkfifo(fifo)
+    with fifo.open("r+b", buffering=0) as forked, supervisor.connect() as client:
+        client.call("generate", {"model": MODEL, "prompt": f"fork {fifo}"})
+        (child,) = read_pids(forked, 1)
+        if stuck:
+            client.stream("generate", {"model": MODEL, "prompt": f"hold {fifo}"})
+            readable, _, _ = select.select([forked], [], [], WAIT_S)
+            assert readable
+        assert kill_and_count_survivors(supervisor, [supervisor.serving().pid, child], 1.0) == 0

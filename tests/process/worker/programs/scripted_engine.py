@@ -2,7 +2,7 @@
 
 A prompt says what its request does: `count N` gives N tokens, `hold FIFO` never lets go of the interpreter lock
 again, `hang FIFO` waits for ever and lets it go, each after a byte into that FIFO; `wait FIFO` gives one token, and its
-end once that FIFO has been written to; `die` sends itself SIGKILL, and `raise TEXT` raises an exception.
+end once that FIFO has been written to; `fork FIFO` leaves a child and writes its process id there; `die` sends itself SIGKILL, and `raise TEXT` raises an exception.
 
 With a FIFO as its argument it writes its process id there, a line, once it waits for a model.
 """
@@ -14,6 +14,7 @@ _PIPES = claim_pipes()
 import ctypes  # noqa: E402
 import os  # noqa: E402
 import signal  # noqa: E402
+import subprocess  # noqa: E402
 import sys  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -53,6 +54,13 @@ class ScriptedEngine:
     def _advance(self, id: int, script: str, done: int) -> Emission:
         verb, _, rest = script.partition(" ")
         match verb:
+            case "fork":
+                child = subprocess.Popen(
+                    ["sleep", str(_LONG_S)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                )
+                Path(rest).write_bytes(b"%d\n" % child.pid)
+                del self._scripts[id]
+                return Emission(id, "", [], FinishReason.STOP)
             case "hold":
                 Path(rest).write_bytes(b"!")
                 # PyDLL keeps the lock during the call, as a careless extension does.
