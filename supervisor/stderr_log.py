@@ -33,7 +33,10 @@ class StderrLog(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001  (a line that can't be made ends nothing but itself)
+            line = f"{record.levelname} {record.msg!r} with arguments that it has no place for"
         with self._changed:
             if self._ending or len(self._waiting) >= self._lines_max:
                 self._dropped += 1

@@ -94,7 +94,12 @@ def test_what_comes_after_a_gap_stands_behind_the_line_that_tells_of_it(ends: tu
     say(log, LONG)
     reader.wait()
     say(log, "kept", "dropped", "dropped")
-    writer = threading.Thread(target=lambda: log.finish(LIMIT_S) and os.close(outgoing))
+
+    def end() -> None:
+        log.finish(LIMIT_S)
+        os.close(outgoing)
+
+    writer = threading.Thread(target=end)
     writer.start()
     told = reader.rest()
     writer.join(LIMIT_S)
@@ -129,3 +134,12 @@ def test_a_reader_that_has_gone_stops_nobody(ends: tuple[int, Reader]) -> None:
     say(log, *(["unread"] * 20))
 
     assert log.finish(LIMIT_S)
+
+
+def test_a_line_that_cannot_be_made_ends_nobody_and_says_which_it_was(ends: tuple[int, Reader]) -> None:
+    outgoing, reader = ends
+    log = StderrLog(LINES_MAX, outgoing)
+    log.handle(logging.LogRecord("n", logging.INFO, "f", 1, "%d workers", ("no",), None))
+
+    assert log.finish(LIMIT_S)
+    assert reader.line() == "INFO '%d workers' with arguments that it has no place for"
