@@ -65,7 +65,7 @@ class Owner(Protocol):
         """Give it nothing new; whether it has anything to do yet."""
         ...
 
-    def failing(self, life: "Life") -> None:
+    def ending(self, life: "Life") -> None:
         """Start nothing more with it."""
         ...
 
@@ -192,6 +192,7 @@ class Life:
         finally:
             phase, self.state = self.state, WorkerState.STOPPING
             ended_by_itself = worker.returncode is not None or worker.failing.is_set()
+            self._owner.ending(self)
             self._owner.enter(self, WorkerState.STOPPING)
             await worker.stop()
         if self._refused is not None:
@@ -263,7 +264,7 @@ class Life:
     async def _watch_failure(self, worker: Worker) -> None:
         """Who asks in the moments between this and its death is none of those whom it takes away."""
         await worker.failing.wait()
-        self._owner.failing(self)
+        self._owner.ending(self)
 
     async def _watch_death(self, worker: Worker, serving: trio.CancelScope) -> None:
         await worker.gone.wait()

@@ -345,7 +345,7 @@ class Succession:
     def draining(self, life: Life) -> bool:
         return self._book.drain(life)
 
-    def failing(self, life: Life) -> None:
+    def ending(self, life: Life) -> None:
         self._book.pause(life)
 
     def sampled(self, life: Life) -> None:
