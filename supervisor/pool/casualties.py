@@ -39,7 +39,9 @@ class Casualties:
         witness: Witness,
         *,
         fruitless_resumes_max: int,
+        crowded_s: float,
     ) -> None:
+        """`crowded_s`: for so long fewer are computed together after memory ran out."""
         self._model = model
         self._book = book
         self._gate = gate
@@ -47,6 +49,7 @@ class Casualties:
         self._poison = poison
         self._witness = witness
         self._fruitless_resumes_max = fruitless_resumes_max
+        self._crowded_s = crowded_s
 
     def settle(
         self,
@@ -85,6 +88,8 @@ class Casualties:
         _log.error("%s: the worker died: %s: %s", self._model, aftermath.reason, aftermath.action)
         self._gate.worker_died(counts=restarts and aftermath.weight > 0, machine=verdict.machine, now_s=now_s)
         self._witness.worker_died(self._model, life, ending.death, aftermath)
+        if aftermath.batch_max is not None:
+            self._book.limit_batch(aftermath.batch_max, now_s + self._crowded_s)
         for request in aftermath.quarantined:
             self._quarantine(request, aftermath)
         for request in aftermath.failed:

@@ -59,6 +59,8 @@ class Owner(Protocol):
 
     def take_answer(self, life: "Life", id: int, answer: link.Generated | RpcError) -> None: ...
 
+    def question_answered(self) -> None: ...
+
     def sampled(self, life: "Life") -> None: ...
 
     def draining(self, life: "Life") -> bool:
@@ -131,11 +133,13 @@ class Life:
     async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
         """As `Worker.call`; a worker that does not take up a question is found as with a request."""
         assert self.worker is not None
-        self._watch.watchdog.note_sent(trio.current_time())
-        try:
-            return await self.worker.call(method, params, result_type)
-        finally:
-            self._watch.watchdog.note_given_up(trio.current_time())
+        return await self.worker.call(
+            method,
+            params,
+            result_type,
+            on_sent=lambda: self._watch.watchdog.note_sent(trio.current_time()),
+            on_answer=self._take_question_answer,
+        )
 
     # For its owner:
 
@@ -143,6 +147,11 @@ class Life:
     def questions(self) -> int:
         """So many that are no requests it has not answered, or had not at its end."""
         return 0 if self.worker is None else self.worker.questions
+
+    @property
+    def is_failing(self) -> bool:
+        """It is ready no more, and its end has not been settled yet."""
+        return self.worker is not None and self.worker.failing.is_set()
 
     def stop(self, *, at_once: bool) -> None:
         self._stop_asked.set()
@@ -300,6 +309,10 @@ class Life:
         self._watch.watchdog.note_answer(trio.current_time())
         self._output.end(id)
         self._owner.take_answer(self, id, answer)
+
+    def _take_question_answer(self) -> None:
+        self._watch.watchdog.note_answer(trio.current_time())
+        self._owner.question_answered()
 
     def _take_progress(self, progress: link.LoadProgress) -> None:
         self._watch.watchdog.note_frame(trio.current_time())

@@ -7,6 +7,7 @@ with `resume`, or an end with `fail`. Rule 4: a request that is suspected of kil
 while: those that run give way, and go on behind it from what was delivered; questions, which are no requests, wait.
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -55,6 +56,9 @@ class RequestBook:
         self._poison = poison
         self._on_end = on_end
         self._flights: dict[int, _Flight] = {}
+        # Of what ran together when memory ran out.
+        self._crowd_max = batch_sequences_max
+        self._crowded_until_s = -math.inf
         self._port: Port | None = None
         self._draining = False
         self._generation = 0
@@ -121,9 +125,13 @@ class RequestBook:
         return not any(self._poison.is_loner(flight.request) for flight in self._flights.values())
 
     def when_questions_are_admitted(self, tell: Callable[[], None]) -> None:
-        """`tell` is called once, perhaps at once."""
+        """`tell` is called once, perhaps at once, unless it is given up before."""
         self._askers.append(tell)
         self._admit_questions()
+
+    def give_up_asking(self, tell: Callable[[], None]) -> None:
+        if tell in self._askers:
+            self._askers.remove(tell)
 
     def look_again(self, now_s: float) -> None:
         """A question is answered, for which somebody may have waited."""
@@ -191,7 +199,13 @@ class RequestBook:
                 self._poison.forget(flight.request)
             elif flight.request.cancel_asked:
                 self._finish_cancelled(flight.request, now_s)
+        self._admit_questions()
         return unanswered
+
+    def limit_batch(self, sequences_max: int, until_s: float) -> None:
+        """More together were too much for the memory."""
+        self._crowd_max = min(sequences_max, self._batch_sequences_max)
+        self._crowded_until_s = until_s
 
     def resume(self, requests: list[GenerationRequest], now_s: float) -> None:
         """Back to the head of the queue, in their order; they go on from what was delivered."""
@@ -237,7 +251,7 @@ class RequestBook:
     def _may_start(self, request: GenerationRequest, now_s: float) -> bool:
         assert self._port is not None
         running = self.in_flight(self._port)
-        if len(running) >= self._batch_sequences_max:
+        if len(running) >= (self._crowd_max if now_s < self._crowded_until_s else self._batch_sequences_max):
             return False
         self._poison.note_start(request, now_s)
         if not self._poison.has_loners:
@@ -254,15 +268,18 @@ class RequestBook:
                 tell()
 
     def _give_way_to(self, request: GenerationRequest) -> None:
-        """Who is to be computed alone need not wait for the end of others, however long they are."""
-        flights = [flight for flight in self._flights.values() if flight.port is self._port]
-        if not self._poison.is_loner(request) or any(self._poison.is_loner(each.request) for each in flights):
+        """Who lost its worker and is to be computed alone need not wait for the end of others, however long they are.
+
+        A newcomer that is known for a death does wait: else one who sends it again and again would stop all others.
+        """
+        if not request.resumed or not self._poison.is_loner(request):
             return
-        # Ahead of those that are to go on behind it.
-        self._queue.remove(request)
-        self._queue.put_back(request)
+        flights = [flight for flight in self._flights.values() if flight.port is self._port]
+        # As long as one can't give way, the others would wait for nothing.
+        if any(self._poison.is_loner(flight.request) or not flight.request.resume for flight in flights):
+            return
         for flight in flights:
-            if flight.request.resume and not flight.gives_way:
+            if not flight.gives_way:
                 flight.gives_way = True
                 flight.port.cancel(flight.request.id, goes_on=True)
 

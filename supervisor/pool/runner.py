@@ -94,6 +94,7 @@ class ModelRunner:
                 poison,
                 witness,
                 fruitless_resumes_max=recovery.fruitless_resumes_max,
+                crowded_s=recovery.restart_healthy_s,
             ),
         )
 
@@ -224,15 +225,22 @@ class ModelRunner:
         deaths = 0
         while True:
             life = await self.ensure_ready()
+            if life.is_failing:
+                await life.over.wait()
+                continue
             if not self._book.admits_questions:
                 await self._wait_to_ask()
                 continue
+            if life.questions >= self._configured.queue_requests_max + self._configured.batch_sequences_max:
+                raise RpcError(
+                    ErrorKind.OVERLOADED,
+                    f"the worker has {life.questions} questions to answer; try again later",
+                    retriable=True,
+                )
             try:
                 return await life.call(method, params, result_type)
             except WorkerGoneError:
                 await life.over.wait()
-            finally:
-                self._book.look_again(trio.current_time())
             if life.error is not None and life.error.kind is ErrorKind.WORKER_DIED:
                 deaths += 1
                 if deaths == _CALL_DEATHS_MAX:
@@ -241,7 +249,10 @@ class ModelRunner:
     async def _wait_to_ask(self) -> None:
         admitted = trio.Event()
         self._book.when_questions_are_admitted(admitted.set)
-        await admitted.wait()
+        try:
+            await admitted.wait()
+        finally:
+            self._book.give_up_asking(admitted.set)
 
     async def close(self, drain_s: float, hurry: trio.Event) -> None:
         """Accept nothing more, let what runs end within `drain_s` or until `hurry`, then end the workers."""

@@ -342,6 +342,9 @@ class Succession:
         self._book.take_answer(life, id, answer, trio.current_time())
         self._look_for_idle()
 
+    def question_answered(self) -> None:
+        self._book.look_again(trio.current_time())
+
     def draining(self, life: Life) -> bool:
         return self._book.drain(life)
 

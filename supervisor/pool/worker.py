@@ -121,8 +121,17 @@ class Worker:
     def send_notification(self, method: str, params: Any) -> None:
         self._writer.put(encode_notification(method, params))
 
-    async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
-        """Ask and wait for the answer.
+    async def call(
+        self,
+        method: str,
+        params: Any,
+        result_type: type[ResultT],
+        *,
+        on_sent: Callable[[], None] = lambda: None,
+        on_answer: Callable[[], None] = lambda: None,
+    ) -> ResultT:
+        """Ask and wait for the answer. `on_sent` is called once it is asked, and `on_answer` when the answer comes, also
+        when nobody waits for it any more.
 
         Raises:
             RpcError: the worker's own refusal.
@@ -134,15 +143,18 @@ class Worker:
         def settle(response: Response | None) -> None:
             box.append(response)
             answered.set()
+            if response is not None:
+                on_answer()
 
         # Negative, so that they never meet the ids of requests.
         self._last_call_id -= 1
         id = self._last_call_id
         if self.gone.is_set():
             raise WorkerGoneError
-        self._calls[id] = settle
         try:
             self._writer.put(encode_request(id, method, params))
+            self._calls[id] = settle
+            on_sent()
             await answered.wait()
         finally:
             if method == link.LOAD:

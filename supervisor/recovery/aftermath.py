@@ -19,7 +19,8 @@ from mlxsup.supervisor.recovery.verdicts import Restart, Verdict
 class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
     """`wait_s` is None when no other worker is to be started; `reason` then says why, unless there is `another`.
 
-    `weight` is what the death counts: nothing where a request is found guilty of it, since that one won't come back.
+    `weight` is what the death counts: nothing where it is known which request did it. After one for want of memory no more
+    than `batch_max` are to be computed together for a while.
     Each lost request is in one list, but for those that had ended before and are not quarantined.
     """
 
@@ -30,6 +31,7 @@ class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
     another: bool
     wait_s: float | None
     reason: str
+    batch_max: int | None
     resumed: list[GenerationRequest]
     failed: list[GenerationRequest]
     quarantined: list[GenerationRequest]
@@ -44,6 +46,8 @@ class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
         """For the report: what was done."""
         counts = (("resumed", self.resumed), ("failed", self.failed), ("quarantined", self.quarantined))
         done = [f"{len(requests)} {what}" for what, requests in counts if requests]
+        if self.batch_max is not None:
+            done.append(f"at most {self.batch_max} at once for a while")
         if self.another:
             return ", ".join([*done, "another worker is there"])
         restart = "no restart" if self.wait_s is None else f"restart after {self.wait_s:.1f} s"
@@ -80,27 +84,30 @@ def decide_aftermath(
         signal=name,
     )
     quarantined = poison.note_death(lost, verdict.name, now_s, questions) if verdict.blames_request else []
-    weight = 0 if quarantined else verdict.weight
-    wait_s = None
-    if policy is not None:
-        wait_s = _wait_s(policy, verdict, ready_s, now_s, excused=bool(quarantined))
     survivors = [request for request in lost if not request.ended and request not in quarantined]
+    in_company = len(lost) + questions > 1
+    spent = [
+        request
+        for request in survivors
+        if _is_spent(request, verdict, poison, fruitless_resumes_max - (1 if in_company else 0))
+    ]
+    excused = bool(quarantined or (spent and not in_company))
+    wait_s = None if policy is None else _wait_s(policy, verdict, ready_s, now_s, excused=excused)
     resumed = []
-    for request in survivors:
-        if not request.resume or not (another or wait_s is not None):
-            continue
-        spent = verdict.resumes_max is not None and request.resumed >= verdict.resumes_max
-        in_company = len(lost) > 1
-        fruitless = request.fruitless_resumes(poison.clear_tokens)
-        if in_company or not (spent or fruitless >= fruitless_resumes_max):
-            resumed.append(request)
-        if in_company and (spent or fruitless >= fruitless_resumes_max - 1):
-            # What was too much at once would be so again, however far each has come.
-            poison.isolate(request, to_the_end=spent)
+    if another or wait_s is not None:
+        resumed = [
+            request for request in survivors if request.resume and (in_company or request not in spent)
+        ]
+    for request in spent:
+        if in_company:
+            poison.isolate(request)
+        else:
+            poison.note_failed_alone(request, now_s)
     origin = origin_of_end(evidence)
     return Aftermath(
         verdict=verdict,
-        weight=weight,
+        weight=0 if excused else verdict.weight,
+        batch_max=_batch_max(lost, verdict),
         death=death,
         wait_s=wait_s,
         origin=origin,
@@ -110,6 +117,20 @@ def decide_aftermath(
         failed=[request for request in survivors if request not in resumed],
         quarantined=quarantined,
     )
+
+
+def _is_spent(request: GenerationRequest, verdict: Verdict, poison: PoisonWatch, fruitless_max: int) -> bool:
+    """Whether it has used up its tries."""
+    return (
+        (verdict.resumes_max is not None and request.resumed >= verdict.resumes_max)
+        or request.fruitless_resumes(poison.clear_tokens) >= fruitless_max
+        or (not verdict.blames_request and poison.has_failed_alone(request))
+    )
+
+
+def _batch_max(lost: list[GenerationRequest], verdict: Verdict) -> int | None:
+    """Half of what was too much."""
+    return len(lost) // 2 if verdict.resumes_max is not None and len(lost) > 1 else None
 
 
 def _wait_s(

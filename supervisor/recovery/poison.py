@@ -6,7 +6,8 @@ nobody waited for them any more. Rule 2: while there are suspects, each is compu
 death, or was alone at both, is quarantined by the digest of what it asked for: the same request is refused from then
 on, whoever sends it. Rule 4: what is sent again within `memory_s` of such a death is the same suspect, so that neither
 an end in between nor another id hides it; once one of its kind is cleared, the digest is. Rule 5: who is isolated for
-another reason is computed alone, too, but nobody's death convicts it that did not make it a suspect.
+another reason is computed alone, too, but nobody's death convicts it that did not make it a suspect. Rule 6: what failed
+alone is computed alone whenever it is sent again within `memory_s`, and then has one try.
 """
 
 import hashlib
@@ -20,8 +21,6 @@ from mlxsup.protocol.worker_link import Generate
 from mlxsup.supervisor.generation.request import GenerationRequest
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
-# More tokens than any request gets.
-_NEVER_CLEARED = 2**62
 
 
 class QuarantinedRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,8 +42,8 @@ class _Sighting(msgspec.Struct, frozen=True):
 class PoisonWatch:
     """For one model. `known` are quarantined from earlier.
 
-    So many digests as `quarantine_max` are remembered of those that are quarantined, and as many for `memory_s` of those
-    that were in flight at a death; the oldest go first.
+    So many digests as `quarantine_max` are remembered of those that are quarantined, and as many each for `memory_s` of
+    those that were in flight at a death, and of those that failed alone; the oldest go first.
     """
 
     def __init__(
@@ -62,6 +61,7 @@ class PoisonWatch:
         self._isolated: dict[int, int] = {}
         # Oldest first.
         self._seen: OrderedDict[str, _Sighting] = OrderedDict()
+        self._failed: OrderedDict[str, _Sighting] = OrderedDict()
         # Of requests that have not ended: a long prompt is digested once.
         self._digests: dict[int, str] = {}
         self._quarantined: OrderedDict[str, QuarantinedRequest] = OrderedDict()
@@ -88,25 +88,32 @@ class PoisonWatch:
                 )
                 return [request]
         for request in in_flight:
-            self._remember(request, now_s)
+            self._remember(self._seen, request, now_s)
             if not request.ended:
                 self._suspects[request.id] = len(request.tokens)
         return []
 
-    def isolate(self, request: GenerationRequest, *, to_the_end: bool) -> None:
-        """Compute it alone, so that it does no harm to others nor they to it; `to_the_end` however far it gets."""
-        at_death = _NEVER_CLEARED if to_the_end else len(request.tokens)
-        self._isolated[request.id] = max(at_death, self._isolated.get(request.id, 0))
+    def isolate(self, request: GenerationRequest) -> None:
+        """Compute it alone for a while, so that it does no harm to others nor they to it."""
+        self._isolated[request.id] = len(request.tokens)
+
+    def note_failed_alone(self, request: GenerationRequest, now_s: float) -> None:
+        """It has used up its tries, and was not found guilty."""
+        self._remember(self._failed, request, now_s)
+
+    def has_failed_alone(self, request: GenerationRequest) -> bool:
+        """Or the same, whoever sent it."""
+        return bool(self._failed) and self._digest(request) in self._failed
 
     def note_start(self, request: GenerationRequest, now_s: float) -> None:
-        """It is to be computed: a suspect if the same was in flight at a death, whoever sent it then."""
+        """It is to be computed: alone, if the same was in flight at a death, whoever sent it then."""
         self._forget_old(now_s)
-        if not self._seen or request.id in self._suspects:
-            return
-        sighting = self._seen.get(self._digest(request))
-        if sighting is not None:
-            # As far as the one before: what kills late would be cleared again and again.
-            self._suspects[request.id] = sighting.tokens
+        # As far as the one before: what kills late would be cleared again and again.
+        for seen, alone in ((self._seen, self._suspects), (self._failed, self._isolated)):
+            if seen and request.id not in alone:
+                sighting = seen.get(self._digest(request))
+                if sighting is not None:
+                    alone[request.id] = sighting.tokens
 
     def note_completed(self, request: GenerationRequest) -> None:
         """It has got all that it asked for, and its worker lives."""
@@ -120,6 +127,7 @@ class PoisonWatch:
     def release(self, model: str) -> set[str]:
         """Let the model's quarantined requests try again, and suspect nothing that is sent; their digests."""
         self._seen.clear()
+        self._failed.clear()
         released = {entry.digest for entry in self._quarantined.values() if entry.model == model}
         for digest in released:
             del self._quarantined[digest]
@@ -140,6 +148,7 @@ class PoisonWatch:
         at_death = self._isolated.get(request.id)
         if at_death is not None and len(request.tokens) >= at_death + self.clear_tokens:
             del self._isolated[request.id]
+            self._failed.pop(self._digest(request), None)
         return self._is_suspect(request) or request.id in self._isolated
 
     def _is_suspect(self, request: GenerationRequest) -> bool:
@@ -162,17 +171,18 @@ class PoisonWatch:
         if self._seen:
             self._seen.pop(self._digest(request), None)
 
-    def _remember(self, request: GenerationRequest, now_s: float) -> None:
+    def _remember(self, seen: OrderedDict[str, _Sighting], request: GenerationRequest, now_s: float) -> None:
         digest = self._digest(request)
-        before = self._seen.pop(digest, None)
+        before = seen.pop(digest, None)
         tokens = len(request.tokens)
-        self._seen[digest] = _Sighting(now_s, tokens if before is None else max(tokens, before.tokens))
-        while len(self._seen) > self._quarantine_max:
-            self._seen.popitem(last=False)
+        seen[digest] = _Sighting(now_s, tokens if before is None else max(tokens, before.tokens))
+        while len(seen) > self._quarantine_max:
+            seen.popitem(last=False)
 
     def _forget_old(self, now_s: float) -> None:
-        while self._seen and now_s - next(iter(self._seen.values())).at_s > self._memory_s:
-            self._seen.popitem(last=False)
+        for seen in (self._seen, self._failed):
+            while seen and now_s - next(iter(seen.values())).at_s > self._memory_s:
+                seen.popitem(last=False)
 
     def _digest(self, request: GenerationRequest) -> str:
         digest = self._digests.get(request.id)

@@ -3,7 +3,7 @@
 Rule 1: the first restart comes at once. Rule 2: the n-th after it waits a random time up to
 `backoff_base_s * 2**(n - 1)`, at most `backoff_max_s` (full jitter: Brooker 2015, "Exponential Backoff and Jitter").
 Rule 3: `healthy_s` of being ready makes the next restart the first one again. Rule 4: a death that weighs nothing costs
-nothing, unless the worker had not even become ready; one that is excused spends no budget, and waits as any other.
+nothing, unless the worker had not even become ready; one that is excused changes nothing, and waits as the last one.
 Rule 5: deaths that weigh more than
 `restarts_max` within `window_s` put the model into quarantine, until somebody loads it by hand.
 """
@@ -48,7 +48,7 @@ class RestartPolicy:
             return None
         if weight == 0 and ready_s is not None:
             return 0.0
-        self._failures += 1
+        self._failures += not excused
         return self.delay_s(self._failures)
 
     def delay_s(self, failures: int) -> float:

@@ -88,11 +88,6 @@ class Watchdog:
         self._owed -= 1
         self.note_frame(now_s)
 
-    def note_given_up(self, now_s: float) -> None:
-        """Nobody waits for one of its answers any more."""
-        self._owed -= 1
-        self._sent_s = now_s
-
     def note_look(self, now_s: float) -> None:
         """The supervisor looks again; after a long while it was away itself, and has not read what came meanwhile."""
         if now_s - self._looked_s > _LOOKS_MISSED_MAX * self._limits.heartbeat_interval_s:

@@ -123,6 +123,8 @@ class Death(Entry, tag="death"):
     blames: bool
     resumes_max: int | None
     wait_s: float | None
+    questions: int
+    """So many it had beside those."""
     resumed: list[int]
     failed: list[int]
     quarantined: list[int]

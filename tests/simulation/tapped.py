@@ -71,6 +71,7 @@ class SimulatedRecorder(DeathRecorder):
                 blames=verdict.blames_request,
                 resumes_max=verdict.resumes_max,
                 wait_s=aftermath.wait_s,
+                questions=life.questions,
                 resumed=[request.id for request in aftermath.resumed],
                 failed=[request.id for request in aftermath.failed],
                 quarantined=[request.id for request in aftermath.quarantined],

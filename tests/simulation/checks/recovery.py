@@ -91,7 +91,8 @@ def whatever_a_worker_had_is_settled_by_its_death(facts: Facts) -> Iterator[str]
             ask = facts.ask_of(request)
             if ask is not None and not ask.resume:
                 yield f"{ask.key} is resumed against its will"
-            if _is_spent(death, request, fruitless_max) and not (had | abandoned) - {request}:
+            alone = not death.questions and not (had | abandoned) - {request}
+            if alone and _is_spent(death, request, fruitless_max):
                 yield f"request {request} is resumed after {death.name} once too often"
         for request in death.failed:
             ask = facts.ask_of(request)

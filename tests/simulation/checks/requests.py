@@ -28,8 +28,8 @@ _GENERATION = _NO_WORKER | {
 }
 _KINDS: dict[str, set[ErrorKind]] = {
     "generate": _GENERATION,
-    "tokenize": _NO_WORKER,
-    "detokenize": _NO_WORKER,
+    "tokenize": {*_NO_WORKER, ErrorKind.OVERLOADED},
+    "detokenize": {*_NO_WORKER, ErrorKind.OVERLOADED},
     "model/load": _NO_WORKER,
     "model/recycle": _NO_WORKER,
     "model/unload": {ErrorKind.INVALID_PARAMS, ErrorKind.LIMIT_EXCEEDED, ErrorKind.SHUTTING_DOWN},

@@ -44,8 +44,8 @@ def make_book(ends: list[int] | None = None, poison: PoisonWatch | None = None) 
     )
 
 
-def request_of(sink: CollectingSink) -> GenerationRequest:
-    return make_request(sink, tokens=10, now_s=0.0)
+def request_of(sink: CollectingSink, prompt: str = "p") -> GenerationRequest:
+    return make_request(sink, prompt=prompt, tokens=10, now_s=0.0)
 
 
 def test_another_worker_can_neither_add_to_a_request_nor_end_it() -> None:
@@ -147,17 +147,60 @@ def test_who_runs_gives_way_to_one_that_is_to_be_computed_alone_and_goes_on_behi
     assert (first.resumed, first.ended) == (1, False)
 
 
-def test_who_wants_no_resume_gives_way_to_nobody() -> None:
+def lost_with(book: RequestBook, poison: PoisonWatch, request: GenerationRequest) -> None:
+    """It was in flight when a worker died, and goes on."""
+    gone = Port()
+    book.gain_worker(gone, 1, 0.0)
+    book.submit(request, 0.0)
+    lost = book.lose_worker(gone, 0.0)
+    poison.note_death(lost, "aborted", 0.0)
+    book.resume(lost, 0.0)
+
+
+def test_nobody_gives_way_as_long_as_one_can_not_and_nobody_joins_them() -> None:
+    poison = PoisonWatch(8, 10, 3600.0)
+    book, old, port = make_book(poison=poison), Port(), Port()
+    plain, other, newcomer, suspect = (request_of(CollectingSink(), prompt) for prompt in "abcd")
+    plain.resume = False
+    lost_with(book, poison, suspect)
+    book.gain_worker(old, 2, 0.0)
+    (lost,) = book.lose_worker(old, 0.0)
+    book.gain_worker(port, 3, 0.0)
+    for request in (plain, other, newcomer):
+        book.submit(request, 0.0)
+    assert list(port.orders) == [plain.id, other.id]
+
+    book.resume([lost], 0.0)
+    assert port.cancelled == []
+    del port.orders[plain.id]
+    book.take_answer(port, plain.id, DONE, 0.0)
+    assert (list(port.orders), port.cancelled) == ([other.id], [other.id])
+
+
+def test_who_sends_a_suspicious_request_makes_nobody_give_way() -> None:
     poison = PoisonWatch(8, 10, 3600.0)
     book, port = make_book(poison=poison), Port()
-    suspect, plain = (request_of(CollectingSink()) for _ in range(2))
-    plain.resume = False
+    running, suspect = (request_of(CollectingSink(), prompt) for prompt in "ab")
     book.gain_worker(port, 1, 0.0)
-    book.submit(plain, 0.0)
+    book.submit(running, 0.0)
     poison.note_death([suspect], "aborted", 0.0)
     book.submit(suspect, 0.0)
 
-    assert (list(port.orders), port.cancelled) == ([plain.id], [])
+    assert (list(port.orders), port.cancelled) == ([running.id], [])
+
+
+def test_after_memory_ran_out_fewer_are_computed_together_for_a_while() -> None:
+    book, port = make_book(), Port()
+    book.limit_batch(1, until_s=600.0)
+    book.gain_worker(port, 1, 0.0)
+    for _ in range(3):
+        book.submit(request_of(CollectingSink()), 0.0)
+    assert len(port.orders) == 1
+
+    book.look_again(599.0)
+    assert len(port.orders) == 1
+    book.look_again(600.0)
+    assert len(port.orders) == BATCH
 
 
 def test_a_question_and_a_request_that_is_to_be_computed_alone_wait_for_each_other() -> None:

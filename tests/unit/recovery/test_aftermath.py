@@ -76,21 +76,48 @@ def test_what_was_too_much_together_is_computed_one_by_one_and_what_is_too_much_
     fits, does_not = make(True, True)
     scene = Scene()
     together = scene.die([fits, does_not], ExitCode.GPU_ERROR, OUT_OF_MEMORY)
-    fits.note_resume()
-    fits.deliver("x" * 1000, [1] * 1000, 0.0)
-
-    assert (together.resumed, together.failed) == ([fits, does_not], [])
+    assert (together.resumed, together.failed, together.batch_max) == ([fits, does_not], [], 1)
+    assert "at most 1 at once for a while" in together.action
     assert scene.poison.is_loner(does_not)
-    # However far it has come: beside others it would be too much again.
     assert scene.poison.is_loner(fits)
 
-    aftermath = scene.die([does_not], ExitCode.GPU_ERROR, OUT_OF_MEMORY)
+    fits.note_resume()
+    fits.deliver("x" * 8, [1] * 8, 0.0)
+    does_not.note_resume()
+    assert not scene.poison.is_loner(fits)
+    alone = scene.die([does_not], ExitCode.GPU_ERROR, OUT_OF_MEMORY)
 
-    assert (aftermath.resumed, aftermath.failed) == ([], [does_not])
-    assert aftermath.wait_s is not None
-    assert aftermath.error.kind is ErrorKind.WORKER_DIED
-    assert aftermath.error.data.death is not None
-    assert aftermath.error.data.death.death_class == "gpu_out_of_memory"
+    assert (alone.resumed, alone.failed, alone.batch_max) == ([], [does_not], None)
+    assert alone.wait_s is not None
+    assert alone.error.kind is ErrorKind.WORKER_DIED
+    assert alone.error.data.death is not None
+    assert alone.error.data.death.death_class == "gpu_out_of_memory"
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_what_is_too_much_alone_costs_the_model_nothing_however_often_it_is_sent(resume: bool) -> None:
+    scene = Scene(restarts_max=1)
+    for _ in range(20):
+        (request,) = make(resume)
+        aftermath = scene.die([request], ExitCode.GPU_ERROR, OUT_OF_MEMORY)
+
+        assert (aftermath.failed, aftermath.weight, aftermath.wait_s) == ([request], 0, 0.0)
+
+
+def test_what_kills_without_a_word_costs_the_model_no_more_when_it_is_sent_again() -> None:
+    scene = Scene(restarts_max=3)
+    (request,) = make(True)
+    for _ in range(3):
+        assert scene.die([request], -9).resumed == [request]
+        request.note_resume()
+    assert scene.die([request], -9).failed == [request]
+    for _ in range(20):
+        again = make_request(CollectingSink(), prompt="x", tokens=10, now_s=0.0)
+        again.order = request.order
+        scene.poison.note_start(again, 0.0)
+
+        assert scene.poison.is_loner(again)
+        assert scene.die([again], -9).failed == [again]
 
 
 @pytest.mark.parametrize(("another", "resumed"), [(False, 0), (True, 2)])
@@ -148,10 +175,10 @@ def test_a_death_that_a_request_is_found_guilty_of_costs_the_model_nothing() -> 
     variants = make(*[True] * 6)
     scene = Scene(restarts_max=1)
     assert scene.die(variants).weight == 1
-    for ceiling_s, variant in zip((1.0, 2.0, 4.0, 8.0, 16.0, 32.0), variants, strict=True):
+    for variant in variants:
         alone = scene.die([variant])
 
-        assert (alone.quarantined, alone.weight, alone.wait_s) == ([variant], 0, ceiling_s)
+        assert (alone.quarantined, alone.weight, alone.wait_s) == ([variant], 0, 0.0)
 
 
 def test_nobody_is_found_guilty_of_what_a_question_beside_it_may_have_done() -> None:
@@ -161,6 +188,13 @@ def test_nobody_is_found_guilty_of_what_a_question_beside_it_may_have_done() -> 
 
     assert scene.die([request], questions=1).resumed == [request]
     assert scene.die([request]).quarantined == [request]
+
+
+def test_nobody_fails_for_what_a_question_beside_it_may_have_done() -> None:
+    (request,) = make(True)
+    aftermath = Scene().die([request], -6, "[malloc] Unable to allocate 1 bytes.", questions=1)
+
+    assert (aftermath.resumed, aftermath.failed) == ([request], [])
 
 
 def test_who_was_isolated_for_another_reason_is_not_found_guilty_at_its_first_crash() -> None:
