@@ -31,6 +31,7 @@ RECOVERY: dict[str, Any] = {
     "restart_healthy_s": 0.001,
     "restarts_max": 1_000_000,
     "breaker_deaths": 1_000_000,
+    "machine_deaths": 1_000_000,
     # One new token clears a suspect: the next blow waits for that, or it would quarantine the innocent.
     "fruitless_resumes_max": 1_000_000,
     "suspect_tokens": 1,
