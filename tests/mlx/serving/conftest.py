@@ -22,7 +22,7 @@ from mlxsup.supervisor.models.pull import pull
 MODEL = "smollm2-135m"
 WAIT_S = 120.0
 BLAS_THREADS = 1
-REFERENCE = Path(__file__).with_name("programs") / "reference.py"
+PROGRAMS = Path(__file__).with_name("programs")
 
 
 class Serving(msgspec.Struct, frozen=True):
@@ -58,16 +58,18 @@ class Serving(msgspec.Struct, frozen=True):
 
     def reference(self, prompts: list[Any], max_tokens: int, streams: int) -> list[str]:
         """The same greedy texts by mlx-lm alone, with the same BLAS."""
-        order = {
-            "model": str(self.model_folder),
-            "prompts": prompts,
-            "max_tokens": max_tokens,
-            "streams": streams,
-        }
+        return self._run("reference.py", {"prompts": prompts, "max_tokens": max_tokens, "streams": streams})
+
+    def noisy_texts(self, calls: list[dict[str, Any]], noise: float) -> list[str]:
+        """What `ask_together` would give for chats if each log probability were off by up to `noise`."""
+        chats = [{key: value for key, value in call.items() if key != "method"} for call in calls]
+        return self._run("noisy.py", {"chats": chats, "noise": noise})
+
+    def _run(self, program: str, order: dict[str, Any]) -> list[str]:
         environment = {**os.environ, **native.preload_environment(BLAS_THREADS)}
         done = subprocess.run(
-            [sys.executable, "-P", str(REFERENCE)],
-            input=json.dumps(order).encode(),
+            [sys.executable, "-P", str(PROGRAMS / program)],
+            input=json.dumps({"model": str(self.model_folder), **order}).encode(),
             env=environment,
             stdout=subprocess.PIPE,
             timeout=WAIT_S,
