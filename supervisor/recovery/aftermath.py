@@ -102,7 +102,7 @@ def decide_aftermath(
         if in_company:
             poison.isolate(request)
         else:
-            poison.note_failed_alone(request, now_s)
+            poison.note_failed_alone(request, verdict.name, now_s)
     origin = origin_of_end(evidence)
     return Aftermath(
         verdict=verdict,
@@ -124,7 +124,7 @@ def _is_spent(request: GenerationRequest, verdict: Verdict, poison: PoisonWatch,
     return (
         (verdict.resumes_max is not None and request.resumed >= verdict.resumes_max)
         or request.fruitless_resumes(poison.clear_tokens) >= fruitless_max
-        or (not verdict.blames_request and poison.has_failed_alone(request))
+        or (not verdict.blames_request and poison.has_failed_alone(request, verdict.name))
     )
 
 

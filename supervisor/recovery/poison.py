@@ -7,7 +7,7 @@ death, or was alone at both, is quarantined by the digest of what it asked for: 
 on, whoever sends it. Rule 4: what is sent again within `memory_s` of such a death is the same suspect, so that neither
 an end in between nor another id hides it; once one of its kind is cleared, the digest is. Rule 5: who is isolated for
 another reason is computed alone, too, but nobody's death convicts it that did not make it a suspect. Rule 6: what failed
-alone is computed alone whenever it is sent again within `memory_s`, and then has one try.
+alone is computed alone whenever it is sent again within `memory_s`, and then has one try against deaths of that class.
 """
 
 import hashlib
@@ -33,10 +33,11 @@ class QuarantinedRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Sighting(msgspec.Struct, frozen=True):
-    """Of a digest: when it was last in flight at a death, and how many tokens it had got there at most."""
+    """Of a digest: when it was last in flight at a death, of which class, and how many tokens it had got there at most."""
 
     at_s: float
     tokens: int
+    death_class: str
 
 
 class PoisonWatch:
@@ -88,7 +89,7 @@ class PoisonWatch:
                 )
                 return [request]
         for request in in_flight:
-            self._remember(self._seen, request, now_s)
+            self._remember(self._seen, request, death_class, now_s)
             if not request.ended:
                 self._suspects[request.id] = len(request.tokens)
         return []
@@ -97,13 +98,14 @@ class PoisonWatch:
         """Compute it alone for a while, so that it does no harm to others nor they to it."""
         self._isolated[request.id] = len(request.tokens)
 
-    def note_failed_alone(self, request: GenerationRequest, now_s: float) -> None:
+    def note_failed_alone(self, request: GenerationRequest, death_class: str, now_s: float) -> None:
         """It has used up its tries, and was not found guilty."""
-        self._remember(self._failed, request, now_s)
+        self._remember(self._failed, request, death_class, now_s)
 
-    def has_failed_alone(self, request: GenerationRequest) -> bool:
+    def has_failed_alone(self, request: GenerationRequest, death_class: str) -> bool:
         """Or the same, whoever sent it."""
-        return bool(self._failed) and self._digest(request) in self._failed
+        failed = self._failed.get(self._digest(request)) if self._failed else None
+        return failed is not None and failed.death_class == death_class
 
     def note_start(self, request: GenerationRequest, now_s: float) -> None:
         """It is to be computed: alone, if the same was in flight at a death, whoever sent it then."""
@@ -171,11 +173,14 @@ class PoisonWatch:
         if self._seen:
             self._seen.pop(self._digest(request), None)
 
-    def _remember(self, seen: OrderedDict[str, _Sighting], request: GenerationRequest, now_s: float) -> None:
+    def _remember(
+        self, seen: OrderedDict[str, _Sighting], request: GenerationRequest, death_class: str, now_s: float
+    ) -> None:
         digest = self._digest(request)
         before = seen.pop(digest, None)
         tokens = len(request.tokens)
-        seen[digest] = _Sighting(now_s, tokens if before is None else max(tokens, before.tokens))
+        at_most = tokens if before is None else max(tokens, before.tokens)
+        seen[digest] = _Sighting(now_s, at_most, death_class)
         while len(seen) > self._quarantine_max:
             seen.popitem(last=False)
 

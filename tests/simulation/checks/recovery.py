@@ -96,9 +96,20 @@ def whatever_a_worker_had_is_settled_by_its_death(facts: Facts) -> Iterator[str]
                 yield f"request {request} is resumed after {death.name} once too often"
         for request in death.failed:
             ask = facts.ask_of(request)
-            spent = _is_spent(death, request, fruitless_max)
+            spent = _is_spent(death, request, fruitless_max) or _failed_before(facts, death, request)
             if (ask is None or ask.resume) and death.wait_s is not None and (not spent or had - {request}):
                 yield f"request {request} fails with {death.pid}, and could go on"
+
+
+def _failed_before(facts: Facts, death: Death, request: int) -> bool:
+    """Whether the same, whoever sent it, has failed with another death of this class."""
+    ask = facts.ask_of(request)
+    return any(
+        earlier.name == death.name and earlier.model == death.model and facts.before(earlier, death)
+        for earlier in facts.all(Death)
+        for other in earlier.failed
+        if ask is not None and (same := facts.ask_of(other)) is not None and same.prompt == ask.prompt
+    )
 
 
 def _is_spent(death: Death, request: int, fruitless_max: int) -> bool:

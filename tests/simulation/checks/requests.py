@@ -57,7 +57,7 @@ def _may_go_unanswered(facts: Facts, asked: Asked, closed: Closed | None) -> boo
     return (
         closed.by == "client"
         or asked.client in facts.schedule.slow_clients
-        or (end is not None and facts.before(end, asked))
+        or (end is not None and asked.at_s >= end.at_s - EPSILON_S)
     )
 
 

@@ -105,7 +105,7 @@ def test_what_is_too_much_alone_costs_the_model_nothing_however_often_it_is_sent
 
 
 def test_what_kills_without_a_word_costs_the_model_no_more_when_it_is_sent_again() -> None:
-    scene = Scene(restarts_max=3)
+    scene = Scene(restarts_max=23)
     (request,) = make(True)
     for _ in range(3):
         assert scene.die([request], -9).resumed == [request]
@@ -117,6 +117,8 @@ def test_what_kills_without_a_word_costs_the_model_no_more_when_it_is_sent_again
         scene.poison.note_start(again, 0.0)
 
         assert scene.poison.is_loner(again)
+        # Other deaths have nothing to do with that.
+        assert scene.die([again], -15).resumed == [again]
         assert scene.die([again], -9).failed == [again]
 
 
