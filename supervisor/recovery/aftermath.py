@@ -95,9 +95,7 @@ def decide_aftermath(
     wait_s = None if policy is None else _wait_s(policy, verdict, ready_s, now_s, excused=excused)
     resumed = []
     if another or wait_s is not None:
-        resumed = [
-            request for request in survivors if request.resume and (in_company or request not in spent)
-        ]
+        resumed = [request for request in survivors if _may_resume(request, [] if in_company else spent)]
     for request in spent:
         if in_company:
             poison.isolate(request)
@@ -126,6 +124,10 @@ def _is_spent(request: GenerationRequest, verdict: Verdict, poison: PoisonWatch,
         or request.fruitless_resumes(poison.clear_tokens) >= fruitless_max
         or (not verdict.blames_request and poison.has_failed_alone(request, verdict.name))
     )
+
+
+def _may_resume(request: GenerationRequest, guilty: list[GenerationRequest]) -> bool:
+    return request.resume and request not in guilty
 
 
 def _batch_max(lost: list[GenerationRequest], verdict: Verdict) -> int | None:
