@@ -64,7 +64,7 @@ class Load(_Wire, frozen=True):
     heartbeat_interval_s: float
 
 
-# What a worker says may be anything; no arithmetic with these overflows.
+# A confused worker may say anything: no arithmetic with these overflows, and each can be printed.
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Amount = Annotated[float, Meta(ge=0.0, le=2.0**53)]
 
@@ -117,7 +117,6 @@ class Generate(_Wire, frozen=True):
     delivered_chars: int = 0
 
 
-# A number of a confused worker must not become one that nobody can print.
 class Generated(_Wire, frozen=True):
     finish_reason: FinishReason
     prompt_tokens: Count

@@ -2,12 +2,13 @@
 
 Rule 1: only a death that a request can have caused makes suspects, of all that the worker had not answered, also when
 nobody waited for them any more. Rule 2: while there are suspects, each is computed alone; it is cleared once it has got
-`clear_tokens` beyond where it was when its worker died, or is complete. Rule 3: who is in flight alone, with no question beside it, at a second such
-death, or was alone at both, is quarantined by the digest of what it asked for: the same request is refused from then
-on, whoever sends it. Rule 4: what is sent again within `memory_s` of such a death is the same suspect, so that neither
-an end in between nor another id hides it; once one of its kind is cleared, the digest is. Rule 5: who is isolated for
-another reason is computed alone, too, but nobody's death convicts it that did not make it a suspect. Rule 6: what failed
-alone is computed alone whenever it is sent again within `memory_s`, and then has one try against deaths of that class.
+`clear_tokens` beyond where it was when its worker died, or is complete. Rule 3: who is in flight alone, with no question
+beside it, at a second such death, or was alone at both, is quarantined by the digest of what it asked for: the same
+request is refused from then on, whoever sends it. Rule 4: what is sent again within `memory_s` of such a death is the
+same suspect, so that neither an end in between nor another id hides it; once one of its kind is cleared, the digest is.
+Rule 5: who is isolated for another reason is computed alone, too, and cleared alike, but no death convicts it that did
+not make it a suspect. Rule 6: what failed alone is computed alone whenever it is sent again within `memory_s`, and then
+has one try against deaths of that class.
 """
 
 import hashlib
@@ -120,6 +121,7 @@ class PoisonWatch:
     def note_completed(self, request: GenerationRequest) -> None:
         """It has got all that it asked for, and its worker lives."""
         self._clear(request)
+        self._release(request)
 
     def quarantine(self, entry: QuarantinedRequest) -> None:
         self._quarantined[entry.digest] = entry
@@ -149,8 +151,7 @@ class PoisonWatch:
         """Whether it is to be computed alone; asked again after each of its steps, since who gets on is cleared."""
         at_death = self._isolated.get(request.id)
         if at_death is not None and len(request.tokens) >= at_death + self.clear_tokens:
-            del self._isolated[request.id]
-            self._failed.pop(self._digest(request), None)
+            self._release(request)
         return self._is_suspect(request) or request.id in self._isolated
 
     def _is_suspect(self, request: GenerationRequest) -> bool:
@@ -172,6 +173,11 @@ class PoisonWatch:
         self._suspects.pop(request.id, None)
         if self._seen:
             self._seen.pop(self._digest(request), None)
+
+    def _release(self, request: GenerationRequest) -> None:
+        self._isolated.pop(request.id, None)
+        if self._failed:
+            self._failed.pop(self._digest(request), None)
 
     def _remember(
         self, seen: OrderedDict[str, _Sighting], request: GenerationRequest, death_class: str, now_s: float

@@ -4,8 +4,8 @@ Rule 1: the first restart comes at once. Rule 2: the n-th after it waits a rando
 `backoff_base_s * 2**(n - 1)`, at most `backoff_max_s` (full jitter: Brooker 2015, "Exponential Backoff and Jitter").
 Rule 3: `healthy_s` of being ready makes the next restart the first one again. Rule 4: a death that weighs nothing costs
 nothing, unless the worker had not even become ready; one that is excused changes nothing, and waits as the last one.
-Rule 5: deaths that weigh more than
-`restarts_max` within `window_s` put the model into quarantine, until somebody loads it by hand.
+Rule 5: deaths that weigh more than `restarts_max` within `window_s` put the model into quarantine, until somebody loads
+it by hand.
 """
 
 from collections import deque

@@ -29,8 +29,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """A class of deaths, and what is done about it.
 
     `weight` is what it counts in the restart budget and the breaker, 0 for no fault of the worker; its requests go on in
-    another worker, but from the `resumes_max`th time on (None: however often) alone, and not if they were alone;
-    `machine` marks faults that point beyond this worker; `blames_request` those that a request in flight can have caused
+    another worker; those that have gone on `resumes_max` times before (None: there is no such bound) do so alone, and fail
+    if they were alone already; `machine` marks faults that point beyond this worker; `blames_request` those that a request in flight can have caused
     by what it asked for.
     """
 

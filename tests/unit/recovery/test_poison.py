@@ -51,6 +51,22 @@ def test_a_first_death_makes_suspects_of_all_and_quarantines_nobody() -> None:
     assert quarantined(poison) == []
 
 
+@pytest.mark.parametrize("tokens", [0, CLEAR])
+def test_what_failed_alone_is_forgotten_once_the_same_gets_on_or_completes(tokens: int) -> None:
+    poison = watch()
+    failed, again, later = (next(requests()) for _ in range(3))
+    poison.note_failed_alone(failed, "killed", 0.0)
+    poison.note_start(again, 1.0)
+    assert poison.is_loner(again)
+    assert poison.has_failed_alone(again, "killed")
+
+    again.deliver("x", [1] * tokens, 1.0)
+    if not tokens:
+        poison.note_completed(again)
+    assert not poison.is_loner(again)
+    assert not poison.has_failed_alone(later, "killed")
+
+
 def test_a_suspect_that_is_alone_at_a_second_death_is_refused_from_then_on() -> None:
     poison = watch()
     a, b = (r for r, _ in zip(requests(), range(2), strict=False))
