@@ -15,19 +15,10 @@ from mlxsup.supervisor.cli.render import counted, size, table
 from mlxsup.supervisor.cli.setting import Loaded, config_option, read_setting, socket_option
 from mlxsup.supervisor.models.aliases import ALIASES
 from mlxsup.supervisor.models.store import Store
-from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.recovery.death_report import DeathBook, DeathReport
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest
-from mlxsup.supervisor.recovery.verdicts import SIGNALS, STATUSES, TEXTS, Restart
 
 _SPARK = "▁▂▃▄▅▆▇█"
-_NO_RESTART = "no restart"
-# What another worker would die of, too: no budget was overrun then.
-_NEVER_RESTARTED = frozenset(
-    verdict.name
-    for verdict in (*STATUSES.values(), *SIGNALS.values(), *(verdict for _, verdict in TEXTS))
-    if verdict.restart is Restart.NEVER
-)
 # The end of a line of which not all is kept.
 _LEFT_OUT = re.compile(r"\(\d+ characters\)$")
 
@@ -91,7 +82,7 @@ def _show(
     else:
         header = ("WHEN", "MODEL", "PID", "CLASS", "PHASE", "IN FLIGHT", "DONE")
         click.echo(table(header, [_row(report) for report in reports]))
-        for name in dict.fromkeys(report.model for report in reports if _given_up(report)):
+        for name in dict.fromkeys(report.model for report in reports if report.given_up):
             click.echo(f"{name} was given up: {_way_out(name)}")
     for entry in quarantined:
         click.echo(
@@ -101,20 +92,12 @@ def _show(
         click.echo("`mlxsup deaths --forget` lets what is quarantined try again")
 
 
-def _given_up(report: DeathReport) -> WorkerState | None:
-    """The state in which this death left its model, until somebody did something about it."""
-    if not report.action.endswith(_NO_RESTART):
-        return None
-    return WorkerState.FAILED if report.death_class in _NEVER_RESTARTED else WorkerState.QUARANTINED
-
-
 def _way_out(model: str) -> str:
     return f"`mlxsup load {model}` starts it again, once that is mended"
 
 
 def _done(report: DeathReport) -> str:
-    state = _given_up(report)
-    return report.action if state is None else f"{report.action}: model {state}"
+    return f"{report.action}: model {report.given_up}" if report.given_up else report.action
 
 
 def _forget(book: DeathBook, model: str | None, socket: Path) -> ForgiveResult:
@@ -154,7 +137,7 @@ def _whole(report: DeathReport) -> str:
         f"  lived     {report.lived_s:.1f} s",
         f"  done      {_done(report)}",
     ]
-    if _given_up(report):
+    if report.given_up:
         lines.append(f"  way out   {_way_out(report.model)}")
     lines += [
         f"  in flight {shape.digest[:16]}: {shape.tokens_delivered} of at most {shape.max_tokens} tokens"

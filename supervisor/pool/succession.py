@@ -27,7 +27,6 @@ from mlxsup.supervisor.recovery.aftermath import Aftermath
 from mlxsup.supervisor.recovery.gate import Gate
 from mlxsup.supervisor.recovery.recycling import RecyclePolicy
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
-from mlxsup.supervisor.recovery.verdicts import Restart
 
 _log = logging.getLogger(__name__)
 
@@ -275,11 +274,10 @@ class Succession:
             # It loads, and is the model's worker now.
             self.current, self._successor = self._successor, None
             self._standing.adopt(self.current.state, self.generation)
-        elif aftermath.wait_s is None:
-            never = aftermath.verdict.restart is Restart.NEVER
-            state = WorkerState.FAILED if never else WorkerState.QUARANTINED
-            self._give_up(state, _down_error(state, aftermath))
+        elif aftermath.given_up is not None:
+            self._give_up(aftermath.given_up, _down_error(aftermath.given_up, aftermath))
         else:
+            assert aftermath.wait_s is not None
             self._wait(aftermath.wait_s, aftermath.reason)
 
     def _wait(self, wait_s: float, reason: str) -> None:

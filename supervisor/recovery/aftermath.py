@@ -9,6 +9,7 @@ import msgspec
 
 from mlxsup.protocol.errors import Death, ErrorKind, RpcError
 from mlxsup.supervisor.generation.request import GenerationRequest
+from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.recovery.classify import Evidence, classify, origin_of_end, signal_name
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
@@ -35,6 +36,14 @@ class Aftermath(msgspec.Struct, frozen=True, kw_only=True):
     resumed: list[GenerationRequest]
     failed: list[GenerationRequest]
     quarantined: list[GenerationRequest]
+
+    @property
+    def given_up(self) -> WorkerState | None:
+        """The state that the model is left in until somebody does something about it, where no other worker is to come."""
+        if self.another or self.wait_s is not None:
+            return None
+        never = self.verdict.restart is Restart.NEVER
+        return WorkerState.FAILED if never else WorkerState.QUARANTINED
 
     @property
     def error(self) -> RpcError:

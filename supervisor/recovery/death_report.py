@@ -38,7 +38,9 @@ class RequestShape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeathReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`at` is UTC, ISO 8601. `stderr` are the worker's last lines, redacted. `origin` is where the signal came from."""
+    """`at` is UTC, ISO 8601. `stderr` are the worker's last lines, redacted. `origin` is where the signal came from.
+    `given_up` is the state that the model was left in, where no other worker was to come.
+    """
 
     at: str
     model: str
@@ -56,6 +58,7 @@ class DeathReport(msgspec.Struct, frozen=True, kw_only=True):
     advice: str
     action: str
     origin: Origin | None = None
+    given_up: str | None = None
 
 
 class DeathBook:

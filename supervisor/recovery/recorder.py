@@ -149,6 +149,7 @@ def _make_report(model: str, life: Life, evidence: Evidence, aftermath: Aftermat
         advice=aftermath.verdict.advice,
         action=aftermath.action,
         origin=aftermath.origin,
+        given_up=aftermath.given_up,
     )
 
 

@@ -79,12 +79,12 @@ def test_a_model_that_is_configured_no_more_is_still_known_by_its_deaths(run: Ru
     assert "4711" in run("gone").output
 
 
-@pytest.mark.parametrize(("death_class", "state"), [("aborted", "quarantined"), ("no_metal", "failed")])
+@pytest.mark.parametrize("state", ["quarantined", "failed"])
 @pytest.mark.parametrize("flag", [(), ("--full",)])
 def test_the_death_after_which_a_model_was_given_up_says_so_and_how_it_is_had_again(
-    run: Run, book: DeathBook, flag: tuple[str, ...], death_class: str, state: str
+    run: Run, book: DeathBook, flag: tuple[str, ...], state: str
 ) -> None:
-    book.write(report(death_class=death_class, action="2 failed, no restart"))
+    book.write(report(given_up=state, action="2 failed, no restart"))
     shown = run(*flag).output
     assert f"2 failed, no restart: model {state}" in shown
     assert "`mlxsup load m` starts it again" in shown

@@ -12,21 +12,15 @@ from mlxsup.protocol.errors import RpcError
 from mlxsup.supervisor.models import checked_folders
 from mlxsup.supervisor.models.checked_folders import CheckedFolders
 from mlxsup.supervisor.models.folder_check import FolderFacts, check_folder
+from tests.fakes.model_folder import CONFIG, make_model_folder
 
-CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 # Every file of a test is older than this.
 LATER_S = 3600.0
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "tokenizer.json").write_text("{}")
-    header = json.dumps({"t": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
-    return folder
+    return make_model_folder(tmp_path / "model")
 
 
 @pytest.fixture

@@ -8,29 +8,12 @@ import pytest
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.supervisor.models.folder_check import check_folder
 from mlxsup.supervisor.models.folder_rules import Quantization
-
-CONFIG = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "max_position_embeddings": 8192,
-    "quantization": {"bits": 4, "group_size": 32, "model.embed_tokens": {"bits": 8}},
-}
-
-
-def safetensors(data: bytes = b"\1\2\3\4") -> bytes:
-    entry = {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}
-    header = json.dumps({"t": entry}).encode()
-    return len(header).to_bytes(8, "little") + header + data
+from tests.fakes.model_folder import CONFIG, make_model_folder, safetensors
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(safetensors())
-    return folder
+    return make_model_folder(tmp_path / "model")
 
 
 def refusal(folder: Path) -> str:

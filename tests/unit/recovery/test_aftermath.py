@@ -129,6 +129,7 @@ def test_without_another_worker_nothing_can_go_on(another: bool, resumed: int) -
     by_class = Scene().die(lost, ExitCode.DEFECT, "ImportError: x", another=another)
 
     assert by_budget.wait_s is by_class.wait_s is None
+    assert (by_budget.given_up, by_class.given_up) == ((None, None) if another else ("quarantined", "failed"))
     assert len(by_budget.resumed) == len(by_class.resumed) == resumed
     assert len(by_budget.failed) == len(by_class.failed) == 2 - resumed
     assert by_budget.action.endswith("another worker is there" if another else "no restart")
