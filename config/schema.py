@@ -105,6 +105,19 @@ class Recovery(_Section, frozen=True):
     recycle_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 
+class Scheduling(_Section, frozen=True):
+    """Which of a model's requests goes next, who gives way and who is refused."""
+
+    age_step_s: PositiveSeconds = 30.0
+    quantum_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
+    shortest_first: bool = False
+    preempt: bool = True
+    preemptions_max: Annotated[int, Meta(ge=0, le=1000)] = 8
+    preempt_tokens_min: Annotated[int, Meta(ge=1, le=10_000)] = 8
+    sojourn_target_s: PositiveSeconds = 30.0
+    sojourn_interval_s: PositiveSeconds = 60.0
+
+
 class Model(_Section, frozen=True):
     """`[models.NAME]`; with no `source` the name itself is the source."""
 
@@ -114,6 +127,9 @@ class Model(_Section, frozen=True):
     context_tokens_max: Annotated[int, Meta(ge=16)] | None = None
     batch_sequences_max: Annotated[int, Meta(ge=1, le=1024)] = 16
     queue_requests_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
+    queue_tier_requests_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 384
+    queue_client_requests_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
+    kv_bytes_max: Annotated[int, Meta(ge=64 * KIB)] | None = None
     prefill_chunk_tokens: Annotated[int, Meta(ge=16, le=65_536)] = 256
     float32: bool | None = None
 
@@ -123,6 +139,7 @@ class Config(_Section, frozen=True):
     generation: Generation = msgspec.field(default_factory=Generation)
     worker: Worker = msgspec.field(default_factory=Worker)
     recovery: Recovery = msgspec.field(default_factory=Recovery)
+    scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
     models: dict[str, Model] = msgspec.field(default_factory=dict)
 
 

@@ -24,6 +24,7 @@ SECTIONS: dict[str, Any] = {
     "generation": schema.Generation,
     "worker": schema.Worker,
     "recovery": schema.Recovery,
+    "scheduling": schema.Scheduling,
     f"models.{DEFAULT_MODEL}": schema.Model,
 }
 
