@@ -1,6 +1,6 @@
 """What supervisor and worker say to each other: JSON-RPC 2.0, one frame a line, internal to mlxsup.
 
-The supervisor sends requests `load`, `generate`, `tokenize`, `detokenize` and notifications `cancel`,
+The supervisor sends requests `load`, `generate`, `tokenize`, `detokenize` and notifications `cancel`, `tune`,
 `shutdown`. The worker answers, and sends notifications `hello` (once, first), `progress` (of a load),
 `step` (text that sequences have gained) and `heartbeat`. Of one sequence every `step` comes before
 its answer.
@@ -21,12 +21,15 @@ GENERATE = "generate"
 TOKENIZE = "tokenize"
 DETOKENIZE = "detokenize"
 CANCEL = "cancel"
+TUNE = "tune"
 SHUTDOWN = "shutdown"
 HELLO = "hello"
 PROGRESS = "progress"
 STEP = "step"
 HEARTBEAT = "heartbeat"
 
+# Of 0 for whom somebody waits now, up to 3 for the background.
+URGENCY_NORMAL = 2
 
 # At the beginning of lines on stderr that tell of one request's failure, which the worker survived.
 REQUEST_MARK = "mlxsup: request: "
@@ -70,11 +73,14 @@ Amount = Annotated[float, Meta(ge=0.0, le=2.0**53)]
 
 
 class Loaded(_Wire, frozen=True):
+    """`kv_bytes_per_token` is what one more token of a sequence takes in the KV cache."""
+
     model_type: str
     context_tokens: Count
     weights_bytes: Count
     vocabulary_tokens: Count
     load_s: Amount
+    kv_bytes_per_token: Count = 0
 
 
 class LoadProgress(_Wire, frozen=True):
@@ -103,6 +109,7 @@ class Generate(_Wire, frozen=True):
     `delivered_tokens` are those of an earlier worker, `delivered_chars` the length of the text that they came with:
     the answer goes on behind them as if nothing had happened. `max_tokens` counts them too. `accepted_unix_s` is when the
     supervisor accepted `messages`: a chat template that names the day names that of then, in whichever worker.
+    `urgency` is 0 for whom somebody waits now, up to 3 for the background: the less urgent gives way within the batch.
     """
 
     max_tokens: int
@@ -115,6 +122,7 @@ class Generate(_Wire, frozen=True):
     accepted_unix_s: float | None = None
     delivered_tokens: list[int] = []
     delivered_chars: int = 0
+    urgency: Annotated[int, Meta(ge=0, le=3)] = URGENCY_NORMAL
 
 
 class Generated(_Wire, frozen=True):
@@ -160,6 +168,13 @@ class Cancel(_Wire, frozen=True):
 
     id: int
     goes_on: bool = False
+
+
+class Tune(_Wire, frozen=True):
+    """From the next step on; what is None stays as it is."""
+
+    batch_sequences_max: Annotated[int, Meta(ge=1)] | None = None
+    prefill_chunk_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Shutdown(_Wire, frozen=True):

@@ -98,6 +98,8 @@ class BatchLoop:
                 return ExitCode.CLEAN
             case Command(params=link.Cancel(id=id, goes_on=goes_on)):
                 self._cancel(id, goes_on=goes_on)
+            case Command(params=link.Tune() as order):
+                self._engine.tune(order)
             case Command(params=link.Load()):
                 return ExitCode.PROTOCOL_ERROR
             case Command(id=id, params=link.Generate()):

@@ -26,6 +26,7 @@ _PARAMS: dict[str, type[Any]] = {
     link.TOKENIZE: link.Tokenize,
     link.DETOKENIZE: link.Detokenize,
     link.CANCEL: link.Cancel,
+    link.TUNE: link.Tune,
     link.SHUTDOWN: link.Shutdown,
 }
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from mlxsup.protocol.generation import FinishReason
-from mlxsup.protocol.worker_link import Generate, Load, Loaded
+from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine.interface import Emission, Prepared, ReportLoad
 
 _CONTEXT_TOKENS = 1 << 24
@@ -93,6 +93,9 @@ class NullEngine:
     def cancel(self, id: int) -> Emission:
         del self._running[id]
         return Emission(id, "", [], FinishReason.CANCELLED)
+
+    def tune(self, order: Tune) -> None:
+        """It computes nothing that could be bounded."""
 
     @property
     def prefill_tokens(self) -> int:

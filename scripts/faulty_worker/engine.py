@@ -11,7 +11,7 @@ import msgspec
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
-from mlxsup.protocol.worker_link import Generate, Loaded
+from mlxsup.protocol.worker_link import Generate, Loaded, Tune
 from mlxsup.worker.engine.interface import Emission, Prepared
 from scripts.faulty_worker.faults import Faults
 from scripts.faulty_worker.script import FaultKind, Script
@@ -118,6 +118,10 @@ class FaultyEngine:
 
     def cancel(self, id: int) -> Emission:
         return Emission(id, self._running.pop(id).held, [], FinishReason.CANCELLED)
+
+    def tune(self, order: Tune) -> None:
+        if order.prefill_chunk_tokens is not None:
+            self._prefill_chunk_tokens = order.prefill_chunk_tokens
 
     @property
     def prefill_tokens(self) -> int:

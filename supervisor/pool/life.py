@@ -130,6 +130,13 @@ class Life:
         assert self.worker is not None
         self.worker.send_notification(link.CANCEL, link.Cancel(id=id, goes_on=goes_on))
 
+    def tune(
+        self, *, batch_sequences_max: int | None = None, prefill_chunk_tokens: int | None = None
+    ) -> None:
+        """As `Worker.tune`."""
+        assert self.worker is not None
+        self.worker.tune(batch_sequences_max=batch_sequences_max, prefill_chunk_tokens=prefill_chunk_tokens)
+
     async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
         """As `Worker.call`; a worker that does not take up a question is found as with a request."""
         assert self.worker is not None

@@ -121,6 +121,13 @@ class Worker:
     def send_notification(self, method: str, params: Any) -> None:
         self._writer.put(encode_notification(method, params))
 
+    def tune(
+        self, *, batch_sequences_max: int | None = None, prefill_chunk_tokens: int | None = None
+    ) -> None:
+        """From its next step on; what is None stays as it is."""
+        order = link.Tune(batch_sequences_max=batch_sequences_max, prefill_chunk_tokens=prefill_chunk_tokens)
+        self.send_notification(link.TUNE, order)
+
     async def call(
         self,
         method: str,

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import msgspec
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.worker_link import Generate
+from mlxsup.protocol.worker_link import URGENCY_NORMAL, Generate
 from mlxsup.supervisor.generation.request import GenerationRequest
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -214,11 +214,13 @@ def quarantined_error(entry: QuarantinedRequest) -> RpcError:
 
 
 def request_digest(model: str, order: Generate) -> str:
-    """SHA-256 (hex) over the model and all that decides what is computed, but for what was delivered before, and when.
+    """SHA-256 (hex) over the model and all that decides what is computed; not when, how urgently, or what was delivered before.
 
     The seed is part of it only where it was asked for: one that the supervisor drew differs each time.
     """
-    same = msgspec.structs.replace(order, accepted_unix_s=None, delivered_tokens=[], delivered_chars=0)
+    same = msgspec.structs.replace(
+        order, accepted_unix_s=None, delivered_tokens=[], delivered_chars=0, urgency=URGENCY_NORMAL
+    )
     if not order.seeded:
         same = msgspec.structs.replace(same, sampling=msgspec.structs.replace(order.sampling, seed=0))
     return hashlib.sha256(_encode((model, same))).hexdigest()

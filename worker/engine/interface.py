@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from mlxsup.protocol.generation import FinishReason
-from mlxsup.protocol.worker_link import Generate, Load, Loaded
+from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 
 ReportLoad = Callable[[str, int, int], None]
 """Called with the phase of a load, and bytes done and to do."""
@@ -44,6 +44,10 @@ class Engine(Protocol):
 
     def cancel(self, id: int) -> Emission:
         """Drop a sequence and give what it still held back."""
+        ...
+
+    def tune(self, order: Tune) -> None:
+        """Take other bounds from the next step on."""
         ...
 
     @property

@@ -9,7 +9,7 @@ from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
-from mlxsup.protocol.worker_link import Generate, Load, Loaded
+from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine import loading
 from mlxsup.worker.engine.codec import TextCodec, TokenStream
 from mlxsup.worker.engine.interface import Emission, Prepared, ReportLoad
@@ -176,6 +176,13 @@ class TextEngine:
         self._generator.remove([sequence.uid])
         text, _ = sequence.stops.feed(sequence.stream.flush())
         return self._end(sequence, text + sequence.stops.flush(), [], FinishReason.CANCELLED)
+
+    def tune(self, order: Tune) -> None:
+        if order.prefill_chunk_tokens is not None:
+            self._prefill_chunk_tokens = self._generator.prefill_step_size = order.prefill_chunk_tokens
+        if order.batch_sequences_max is not None:
+            self._prefill_sequences_max = min(_PREFILL_SEQUENCES_MAX, order.batch_sequences_max)
+            self._generator.completion_batch_size = order.batch_sequences_max
 
     def step(self) -> list[Emission]:
         self._generator.prefill_batch_size = len(self._next_prefills())

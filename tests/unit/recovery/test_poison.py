@@ -302,6 +302,12 @@ def test_the_digest_of_a_conversation_is_the_same_whenever_it_is_sent() -> None:
     assert request_digest("m", later) == request_digest("m", chat)
 
 
+def test_the_digest_is_the_same_however_urgent_the_request_is() -> None:
+    (a,) = (r for r, _ in zip(requests(), range(1), strict=False))
+
+    assert request_digest("m", replace(a.order, urgency=0)) == request_digest("m", a.order)
+
+
 def test_the_digest_differs_with_all_that_decides_what_is_computed() -> None:
     (a,) = (r for r, _ in zip(requests(), range(1), strict=False))
     order = a.order

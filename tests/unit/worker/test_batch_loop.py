@@ -20,6 +20,7 @@ from mlxsup.protocol.worker_link import (
     Loaded,
     Shutdown,
     Tokenize,
+    Tune,
 )
 from mlxsup.worker.batch_loop import BatchLoop
 from mlxsup.worker.engine.interface import Emission, Prepared
@@ -42,6 +43,7 @@ class CountingEngine:
         self.gate.set()
         self.preparing = threading.Event()
         self.running: dict[int, tuple[int, int]] = {}
+        self.tuned: list[Tune] = []
 
     def prepare(self, request: Generate) -> Prepared:
         self.preparing.set()
@@ -58,6 +60,9 @@ class CountingEngine:
     def cancel(self, id: int) -> Emission:
         del self.running[id]
         return Emission(id, "held back", [], FinishReason.CANCELLED)
+
+    def tune(self, order: Tune) -> None:
+        self.tuned.append(order)
 
     @property
     def prefill_tokens(self) -> int:
@@ -198,6 +203,17 @@ def test_a_request_that_can_not_be_prepared_fails_alone(
     said = capfd.readouterr().err.splitlines()
     assert bool(said) == (kind == "internal")
     assert all(line.startswith(REQUEST_MARK) for line in said)
+
+
+def test_other_bounds_reach_the_engine_between_two_steps(bench: Bench) -> None:
+    bench.generate(5, tokens=10**9)
+    bench.inbox.put(Command(0, Tune(prefill_chunk_tokens=7)))
+    bench.wait_for(b'"step"')
+    bench.inbox.put(Command(0, Cancel(id=5)))
+    bench.wait_answer(5)
+    bench.end()
+
+    assert bench.engine.tuned == [Tune(prefill_chunk_tokens=7)]
 
 
 def test_questions_are_answered_beside_the_batch(bench: Bench) -> None:

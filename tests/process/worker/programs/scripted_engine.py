@@ -20,7 +20,7 @@ import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from mlxsup.protocol.generation import FinishReason  # noqa: E402
-from mlxsup.protocol.worker_link import Generate, Load, Loaded  # noqa: E402
+from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune  # noqa: E402
 from mlxsup.worker.engine.interface import Emission, LoadEngine, Prepared, ReportLoad  # noqa: E402
 from mlxsup.worker.process import run_worker  # noqa: E402
 
@@ -43,6 +43,9 @@ class ScriptedEngine:
     def cancel(self, id: int) -> Emission:
         del self._scripts[id]
         return Emission(id, "", [], FinishReason.CANCELLED)
+
+    def tune(self, order: Tune) -> None:
+        """It computes nothing that could be bounded."""
 
     @property
     def prefill_tokens(self) -> int:
