@@ -7,12 +7,14 @@ import difflib
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-from mlxsup.config.schema import DEFAULT_MODEL, RELATIONS, Config, Model, Relation
+from mlxsup.config.schema import DEFAULT_MODEL, RELATIONS, Config, Model, Qos, Relation, Slo
+from mlxsup.config.slo_check import slo_problems
+from mlxsup.protocol.generation import Priority
 
 _MODEL_NAME = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -58,6 +60,7 @@ def load_config(text: str, environment: Mapping[str, str]) -> Config:
     overridden = _override(table, environment, faults)
     _check_struct(table, Config, "", faults)
     faults += _check_relations(table, overridden, faults)
+    faults += _check_objectives(table, faults)
     faults = [_by_variable(fault, overridden) for fault in faults]
     if faults:
         raise ConfigError(faults)
@@ -119,6 +122,8 @@ def _check_struct(table: Any, struct: Any, path: str, faults: list[ConfigFault])
             faults.append(ConfigFault(here, f"is not a known key; {_suggest(key, fields)}"))
         elif field == dict[str, Model]:
             _check_models(value, here, faults)
+        elif field == dict[Priority, Slo]:
+            _check_slos(value, here, faults)
         elif isinstance(field, type) and issubclass(field, msgspec.Struct):
             _check_struct(value, field, here, faults)
         else:
@@ -136,6 +141,43 @@ def _check_models(table: Any, path: str, faults: list[ConfigFault]) -> None:
                 ConfigFault(here, "a model's name is letters, digits and . _ - (and one /), without .. or --")
             )
         _check_struct(value, Model, here, faults)
+
+
+def _check_slos(table: Any, path: str, faults: list[ConfigFault]) -> None:
+    if not isinstance(table, dict):
+        faults.append(ConfigFault(path, f"is a table of tiers: write [{path}.TIER]"))
+        return
+    tiers = [tier.value for tier in Priority]
+    for name, value in table.items():
+        here = f"{path}.{_as_written(name)}"
+        if name not in tiers:
+            faults.append(ConfigFault(here, f"is not a tier; {_suggest(name, dict.fromkeys(tiers))}"))
+        _check_struct(value, Slo, here, faults)
+
+
+def _check_objectives(table: Mapping[str, Any], faults: list[ConfigFault]) -> list[ConfigFault]:
+    """Of the tables of objectives that have no fault; the others have their `faults`."""
+    bad = [fault.path for fault in faults]
+    if any(path.split(".")[0] == "qos" for path in bad):
+        return []
+    burn_rate_max = msgspec.convert(table.get("qos", {}), Qos).burn_rate_max
+    found = []
+    for path, tier, slo in _slo_tables(table):
+        # Also a fault of one of the tables that it stands in.
+        if any(f"{path}.".startswith(f"{other}.") or other.startswith(f"{path}.") for other in bad):
+            continue
+        problems = slo_problems(msgspec.convert(slo, Slo), Priority(tier), burn_rate_max)
+        found += [ConfigFault(f"{path}.{key}" if key else path, message) for key, message in problems]
+    return found
+
+
+def _slo_tables(table: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Those that are where they belong: path, tier and keys."""
+    models = table.get("models")
+    for name, model in models.items() if isinstance(models, dict) else ():
+        slos = model.get("slo") if isinstance(model, dict) else None
+        for tier, slo in slos.items() if isinstance(slos, dict) else ():
+            yield f"models.{_as_written(name)}.slo.{_as_written(tier)}", tier, slo
 
 
 def _check_value(value: Any, field: Any, path: str, faults: list[ConfigFault]) -> None:

@@ -3,10 +3,12 @@
 `default.toml` beside this file documents each key; a test holds the two together.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+
+from mlxsup.protocol.generation import Priority
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -118,6 +120,32 @@ class Scheduling(_Section, frozen=True):
     sojourn_interval_s: PositiveSeconds = 60.0
 
 
+class Qos(_Section, frozen=True):
+    """When an objective of `[models.NAME.slo.TIER]` counts as broken, and as kept again."""
+
+    interval_s: Annotated[float, Meta(ge=0.05, le=3600.0)] = 5.0
+    short_window_s: PositiveSeconds = 60.0
+    long_window_s: PositiveSeconds = 600.0
+    burn_rate_max: Annotated[float, Meta(ge=1.0, le=1000.0)] = 6.0
+    recover_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
+    cooldown_s: PositiveSeconds = 30.0
+    samples_min: Annotated[int, Meta(ge=1, le=100_000)] = 10
+
+
+SloAction = Literal["event", "shed", "batch", "chunk", "recycle"]
+
+
+class Slo(_Section, frozen=True):
+    """`[models.NAME.slo.TIER]`: what that tier's requests are to get of that model, and what is done when they don't."""
+
+    ttft_s: PositiveSeconds | None = None
+    inter_token_s: PositiveSeconds | None = None
+    error_share_max: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
+    tokens_per_s_min: Annotated[float, Meta(gt=0.0)] | None = None
+    target_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.95
+    actions: Annotated[tuple[SloAction, ...], Meta(max_length=16)] = ("event",)
+
+
 class Model(_Section, frozen=True):
     """`[models.NAME]`; with no `source` the name itself is the source."""
 
@@ -132,6 +160,7 @@ class Model(_Section, frozen=True):
     kv_bytes_max: Annotated[int, Meta(ge=64 * KIB)] | None = None
     prefill_chunk_tokens: Annotated[int, Meta(ge=16, le=65_536)] = 256
     float32: bool | None = None
+    slo: dict[Priority, Slo] = msgspec.field(default_factory=dict)
 
 
 class Config(_Section, frozen=True):
@@ -140,6 +169,7 @@ class Config(_Section, frozen=True):
     worker: Worker = msgspec.field(default_factory=Worker)
     recovery: Recovery = msgspec.field(default_factory=Recovery)
     scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
+    qos: Qos = msgspec.field(default_factory=Qos)
     models: dict[str, Model] = msgspec.field(default_factory=dict)
 
 
@@ -161,5 +191,11 @@ RELATIONS = (
         "worker.heartbeat_interval_s",
         times=3,
         why="workers that are well would be ended between two heartbeats",
+    ),
+    Relation(
+        "qos.short_window_s", "qos.interval_s", times=4, why="a window has to be looked at while it lasts"
+    ),
+    Relation(
+        "qos.long_window_s", "qos.short_window_s", times=2, why="two windows that are alike say the same"
     ),
 )

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxsup.config.load import ConfigError, load_config
-from mlxsup.config.schema import DEFAULT_MODEL, RELATIONS, Config, Model, Relation, Server
+from mlxsup.config.schema import DEFAULT_MODEL, RELATIONS, Config, Model, Relation, Server, Slo
+from mlxsup.protocol.generation import Priority
 
 
 def faults(text: str, environment: dict[str, str] | None = None) -> dict[str, str]:
@@ -48,7 +49,7 @@ def test_everything_that_is_wrong_is_told_at_once_each_by_its_path() -> None:
         """
     )
     assert found == {
-        "surprise": "is not a known key; known are server, generation, worker, recovery, scheduling, models",
+        "surprise": "is not a known key; known are server, generation, worker, recovery, scheduling, qos, models",
         "generation": "is a table: write [generation]",
         "server.frame_bytes_max": "Expected `int` >= 4096, got 1",
         "server.drain": "is not a known key; did you mean `drain_s`?",
@@ -187,6 +188,11 @@ def test_a_value_that_another_one_bounds_is_told_with_both_keys_and_both_values(
     tables = {relation.key.split(".")[0]: "", relation.of.split(".")[0]: ""}
     tables[relation.key.split(".")[0]] += f"{key} = {relation.times * 2.5 - 0.01}\n"
     tables[relation.of.split(".")[0]] += f"{of} = 2.5\n"
+    # Nor may this one break the bound that yet another one sets.
+    for other in RELATIONS:
+        if other.key == relation.of:
+            section, least = other.of.split(".")
+            tables[section] += f"{least} = 0.1\n"
     text = "".join(f"[{section}]\n{keys}" for section, keys in tables.items())
 
     ((path, message),) = faults(text).items()
@@ -227,6 +233,73 @@ def test_a_bound_that_the_environment_broke_is_told_by_its_variable() -> None:
     ((path, message),) = faults("", {base: "100"}).items()
     assert (path, base in message) == ("recovery.restart_backoff_max_s", True)
     assert list(faults("", {top: "0.5"})) == [top]
+
+
+def test_every_bad_key_of_an_objective_is_told_by_its_path() -> None:
+    found = faults(
+        """
+        [models.a]
+        slo = 1
+        [models.b.slo]
+        high = 2
+        [models.c.slo.urgent]
+        ttft_s = 1
+        [models.c.slo.interactive]
+        ttft_s = -1
+        ttft = 1
+        error_share_max = 1
+        actions = ["event", "reboot"]
+        [models."c.d".slo.normal]
+        tokens_per_s_min = 0
+        target_share = 1
+        """
+    )
+    assert found == {
+        "models.a.slo": "is a table of tiers: write [models.a.slo.TIER]",
+        "models.b.slo.high": "is a table: write [models.b.slo.high]",
+        "models.c.slo.urgent": "is not a tier; known are interactive, high, normal, background",
+        "models.c.slo.interactive.ttft_s": "Expected `float` > 0.0, got -1",
+        "models.c.slo.interactive.ttft": "is not a known key; did you mean `ttft_s`?",
+        "models.c.slo.interactive.error_share_max": "Expected `float` < 1.0, got 1",
+        "models.c.slo.interactive.actions": "Invalid enum value 'reboot' - at `$[1]`, got ['event', 'reboot']",
+        'models."c.d".slo.normal.tokens_per_s_min': "Expected `float` > 0.0, got 0",
+        'models."c.d".slo.normal.target_share': "Expected `float` < 1.0, got 1",
+    }
+
+
+def test_an_objective_that_could_never_be_broken_is_a_fault_beside_all_others() -> None:
+    found = faults(
+        """
+        [server]
+        x = 1
+        [models.m.slo.high]
+        ttft_s = 1
+        target_share = 0.8
+        error_share_max = 0.5
+        [models.m.slo.normal]
+        actions = ["shed"]
+        [models.m.slo.background]
+        tokens_per_s_min = 5
+        actions = ["event", "shed"]
+        """
+    )
+    assert found.pop("server.x")
+    assert found == {
+        "models.m.slo.high.target_share": "is 0.8: with that a burn rate can't be above 5, so never qos.burn_rate_max, "
+        "which is 6.0; raise the one or lower the other",
+        "models.m.slo.high.error_share_max": "is 0.5: with that a burn rate can't be above 2, so never "
+        "qos.burn_rate_max, which is 6.0; lower one of them",
+        "models.m.slo.normal": "sets no objective: give it at least one of ttft_s, inter_token_s, tokens_per_s_min, "
+        "error_share_max",
+        "models.m.slo.background.actions": "`shed` has nothing to act on: no tier is less urgent than background",
+    }
+
+
+def test_a_burn_rate_that_the_environment_lowers_is_within_reach() -> None:
+    text = "[models.m.slo.high]\nttft_s = 1\ntarget_share = 0.8"
+    assert load_config(text, {"MLXSUP_QOS__BURN_RATE_MAX": "4"}).models["m"].slo[Priority.HIGH] == Slo(
+        ttft_s=1.0, target_share=0.8
+    )
 
 
 @pytest.mark.parametrize(
