@@ -120,6 +120,15 @@ class Scheduling(_Section, frozen=True):
     sojourn_interval_s: PositiveSeconds = 60.0
 
 
+class Memory(_Section, frozen=True):
+    """How the models share the machine's memory."""
+
+    budget_bytes: Annotated[int, Meta(ge=64 * MIB)] | None = None
+    residency_min_s: Seconds = 30.0
+    swap_wait_s: Seconds = 120.0
+    read_ahead: bool = True
+
+
 class Qos(_Section, frozen=True):
     """When an objective of `[models.NAME.slo.TIER]` counts as broken, and as kept again."""
 
@@ -152,6 +161,7 @@ class Model(_Section, frozen=True):
     source: Annotated[str, Meta(min_length=1)] | None = None
     preload: bool = False
     pin: bool = False
+    idle_ttl_s: PositiveSeconds | None = None
     context_tokens_max: Annotated[int, Meta(ge=16)] | None = None
     batch_sequences_max: Annotated[int, Meta(ge=1, le=1024)] = 16
     queue_requests_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 512
@@ -169,6 +179,7 @@ class Config(_Section, frozen=True):
     worker: Worker = msgspec.field(default_factory=Worker)
     recovery: Recovery = msgspec.field(default_factory=Recovery)
     scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
+    memory: Memory = msgspec.field(default_factory=Memory)
     qos: Qos = msgspec.field(default_factory=Qos)
     models: dict[str, Model] = msgspec.field(default_factory=dict)
 

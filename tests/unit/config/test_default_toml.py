@@ -30,6 +30,7 @@ SECTIONS: dict[str, Any] = {
     "worker": schema.Worker,
     "recovery": schema.Recovery,
     "scheduling": schema.Scheduling,
+    "memory": schema.Memory,
     "qos": schema.Qos,
     f"models.{DEFAULT_MODEL}": schema.Model,
     _SHOWN: schema.Slo,

@@ -49,7 +49,7 @@ def test_everything_that_is_wrong_is_told_at_once_each_by_its_path() -> None:
         """
     )
     assert found == {
-        "surprise": "is not a known key; known are server, generation, worker, recovery, scheduling, qos, models",
+        "surprise": "is not a known key; known are server, generation, worker, recovery, scheduling, memory, qos, models",
         "generation": "is a table: write [generation]",
         "server.frame_bytes_max": "Expected `int` >= 4096, got 1",
         "server.drain": "is not a known key; did you mean `drain_s`?",
