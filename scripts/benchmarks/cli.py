@@ -103,6 +103,24 @@ def idle(as_json: bool, check: bool, seed: int, seconds: float) -> None:
     report.close(as_json=as_json, check=check)
 
 
+@main.command()
+@_common
+@click.option("--models", default=16, show_default=True, help="Each with a worker of its own.")
+@click.option("--streams", default=1000, show_default=True, help="In all.")
+@click.option("--connections", default=1, show_default=True, help="Of clients, which share the streams.")
+@click.option("--tokens-per-s", default=8.0, show_default=True, help="Of each stream.")
+@click.option("--settle-s", default=5.0, show_default=True, help="From the requests to what is measured.")
+@click.option("--seconds", default=20.0, show_default=True, help="What is measured.")
+def streams(as_json: bool, check: bool, seed: int, **sizes: Any) -> None:
+    """A thousand streams at once: what the supervisor adds to each token, and the memory that each takes."""
+    from scripts.benchmarks.report import Report
+    from scripts.benchmarks.streams import StreamsSizes, measure_streams
+
+    report = Report("streams", seed)
+    report.add(measure_streams(StreamsSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
 @main.command(hidden=True)
 def null_worker() -> None:
     """A worker of the supervisor whose engine computes nothing."""

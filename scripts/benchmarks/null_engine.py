@@ -1,7 +1,8 @@
 """An engine that computes nothing, for measuring everything around an engine.
 
 A request's prompt is JSON that says what it gives: a text that only depends on its seed, at once, so that whoever
-reads it can tell whether it is all there; or the moment at which each token was made, at random intervals.
+reads it can tell whether it is all there; or the moment at which each token was made, at random intervals, each
+sequence for itself or all of a batch in steps.
 """
 
 import random
@@ -52,6 +53,18 @@ class Paced(msgspec.Struct, frozen=True, tag=True):
     most_ms: float
 
 
+class Stepped(msgspec.Struct, frozen=True, tag=True):
+    """A token in each step of the batch, which takes between `least_ms` and `most_ms` however many are in it.
+
+    The text is as that of `Paced`. All sequences of one batch are to be of this kind; the one that was there first says
+    how long the steps are.
+    """
+
+    seed: int
+    least_ms: float
+    most_ms: float
+
+
 def flood_text(seed: int, tokens: int) -> str:
     """What a `Flood` gives."""
     return "".join(_piece(seed, number) for number in range(tokens))
@@ -77,6 +90,7 @@ class NullEngine:
             load_s=0.0,
         )
         self._running: dict[int, _Sequence] = {}
+        self._beat: _Beat | None = None
 
     @property
     def sequences(self) -> int:
@@ -86,9 +100,21 @@ class NullEngine:
         return Prepared([0], request)
 
     def submit(self, id: int, prepared: Prepared) -> None:
-        order = msgspec.json.decode(prepared.request.prompt or "", type=Flood | Paced)
-        make_text = _paced(order) if isinstance(order, Paced) else _flood(order.seed)
-        self._running[id] = _Sequence(make_text, prepared.request.max_tokens)
+        if not self._running:
+            self._beat = None
+        order = msgspec.json.decode(prepared.request.prompt or "", type=Flood | Paced | Stepped)
+        self._running[id] = _Sequence(self._text_maker(order), prepared.request.max_tokens)
+
+    def _text_maker(self, order: Flood | Paced | Stepped) -> Callable[[int], str]:
+        match order:
+            case Flood(seed=seed):
+                return lambda number: _piece(seed, number)
+            case Paced():
+                return _paced(order)
+            case Stepped():
+                if self._beat is None:
+                    self._beat = _Beat(order)
+                return self._beat.text
 
     def cancel(self, id: int) -> Emission:
         del self._running[id]
@@ -104,6 +130,8 @@ class NullEngine:
     def step(self) -> list[Emission]:
         emissions = []
         ended = []
+        if self._beat is not None:
+            self._beat.step()
         for id, sequence in self._running.items():
             number = sequence.tokens
             sequence.tokens = number + 1
@@ -124,8 +152,20 @@ class NullEngine:
         return bytes(tokens).decode(errors="replace")
 
 
-def _flood(seed: int) -> Callable[[int], str]:
-    return lambda number: _piece(seed, number)
+class _Beat:
+    """The steps of a batch of `Stepped`."""
+
+    def __init__(self, order: Stepped) -> None:
+        self._order = order
+        self._chance = random.Random(order.seed)
+        self._text = ""
+
+    def step(self) -> None:
+        time.sleep(self._chance.uniform(self._order.least_ms, self._order.most_ms) / 1000)
+        self._text = f"{time.monotonic_ns()} "
+
+    def text(self, _: int) -> str:
+        return self._text
 
 
 def _paced(order: Paced) -> Callable[[int], str]:
