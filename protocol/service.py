@@ -9,7 +9,7 @@ from mlxsup.protocol.generation import TokenId, Usage
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 
-TOPICS = ("worker", "death", "model")
+TOPICS = ("worker", "death", "model", "slo")
 
 
 class _Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -104,14 +104,41 @@ class WorkerCounters(_Result, frozen=True):
     restarts: int
 
 
+class SloChange(_Result, frozen=True):
+    """Something done about an objective, or undone: its figure before, and over the time since, once that is known."""
+
+    ago_s: float
+    action: str
+    undone: bool
+    before: float | None
+    after: float | None
+
+
+class SloStats(_Result, frozen=True):
+    """One objective of a model and tier. `figure` and `samples` are of the short window; `limit` and all figures have the
+    unit of the objective's key in the configuration. `state`: ok, acting or recovering. The newest change comes last.
+    """
+
+    objective: str
+    limit: float
+    figure: float | None
+    samples: int
+    burn_short: float
+    burn_long: float
+    state: str
+    in_force: list[str]
+    changes: list[SloChange]
+
+
 class Stats(_Result, frozen=True):
-    """`workers`: of each model, as `models`."""
+    """`workers`: of each model, as `models`. `slo`: of each model and tier that has objectives."""
 
     supervisor: SupervisorStats
     overall: Counters
     models: dict[str, Counters]
     priorities: dict[str, Counters]
     workers: dict[str, WorkerCounters]
+    slo: dict[str, dict[str, list[SloStats]]] = {}
 
 
 class SubscribeParams(_Params, frozen=True):

@@ -22,6 +22,8 @@ from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.pool import Pool
+from mlxsup.supervisor.qos.runner_levers import RunnerLevers
+from mlxsup.supervisor.qos.watch import SloWatch
 from mlxsup.supervisor.recovery.death_report import DeathBook, DeathBookError
 from mlxsup.supervisor.recovery.panics import gpu_panics
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest
@@ -64,9 +66,16 @@ async def open_supervisor(setting: Setting) -> AsyncIterator[Service]:
         panicked = await _panicked(setting.config.recovery)
         if panicked:
             pool.hold(setting.config.recovery.panic_hold_s)
-        service = Service(setting.config, pool, store, events, nursery)
+        slos = SloWatch(
+            setting.config.models,
+            setting.config.qos,
+            RunnerLevers(pool.runner, events, nursery),
+            trio.current_time(),
+        )
+        service = Service(setting.config, pool, store, events, slos, nursery)
         await nursery.start(_watch_signals, service)
         nursery.start_soon(_keep_spares, pool, events)
+        nursery.start_soon(slos.run)
         for name, model in setting.config.models.items():
             if model.preload and not panicked:
                 nursery.start_soon(_preload, pool, name)

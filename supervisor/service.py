@@ -25,6 +25,7 @@ from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.pool import Pool
 from mlxsup.supervisor.pool.process import resident_bytes
 from mlxsup.supervisor.pool.runner import ModelRunner
+from mlxsup.supervisor.qos.watch import SloWatch
 
 _SEED_BITS = 63
 # Each look-up parses a package's metadata.
@@ -48,11 +49,18 @@ class Service:
     """
 
     def __init__(
-        self, config: Config, pool: Pool, store: Store, events: EventBus, nursery: trio.Nursery
+        self,
+        config: Config,
+        pool: Pool,
+        store: Store,
+        events: EventBus,
+        slos: SloWatch,
+        nursery: trio.Nursery,
     ) -> None:
         self._config = config
         self._pool = pool
         self._events = events
+        self._slos = slos
         self._nursery = nursery
         self._counters = RequestCounters()
         self._workers = WorkerTally()
@@ -111,7 +119,12 @@ class Service:
             resume=params.resume,
             deadline_s=None if params.deadline_ms is None else now_s + params.deadline_ms / 1000,
         )
-        runner.submit(request)
+        self._slos.request_began(request)
+        try:
+            runner.submit(request)
+        except RpcError as error:
+            self._slos.request_refused(request, error.kind, now_s)
+            raise
         self._counters.request_accepted(request)
         if request.deadline_s is not None and not request.ended:
             self._deadlines[request.id] = scope = trio.CancelScope(deadline=request.deadline_s)
@@ -120,6 +133,7 @@ class Service:
 
     def request_ended(self, request: GenerationRequest, outcome: str) -> None:
         self._counters.request_ended(request, outcome)
+        self._slos.request_ended(request, outcome, trio.current_time())
         deadline = self._deadlines.pop(request.id, None)
         if deadline is not None:
             deadline.cancel()
@@ -174,6 +188,7 @@ class Service:
             models=models,
             priorities=priorities,
             workers={runner.name: self._workers.read(runner.name) for runner in runners},
+            slo=self._slos.read(trio.current_time()),
         )
 
     async def _subscribe(self, params: service.SubscribeParams, caller: Caller) -> service.SubscribeResult:

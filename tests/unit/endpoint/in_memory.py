@@ -9,7 +9,7 @@ import msgspec
 import trio
 import trio.testing
 
-from mlxsup.config.schema import Config, Model, Recovery, Server
+from mlxsup.config.schema import Config, Model, Qos, Recovery, Server
 from mlxsup.protocol.framing import LINES, Frame, Framing
 from mlxsup.supervisor.endpoint.connection import Connection
 from mlxsup.supervisor.events import EventBus
@@ -19,6 +19,8 @@ from mlxsup.supervisor.pool.hatchery import Hatchery
 from mlxsup.supervisor.pool.life import WorkerSource
 from mlxsup.supervisor.pool.pool import Pool
 from mlxsup.supervisor.pool.process import Observation
+from mlxsup.supervisor.qos.runner_levers import RunnerLevers
+from mlxsup.supervisor.qos.watch import SloWatch
 from mlxsup.supervisor.service import Service
 from tests.fakes.memory_worker import Plan, WorkerShop
 
@@ -210,18 +212,24 @@ async def memory_supervisor(
     server: Server | None = None,
     model: Model | None = None,
     recovery: Recovery | None = None,
+    qos: Qos | None = None,
     others: dict[str, Model] | None = None,
 ) -> AsyncIterator[MemorySupervisor]:
     """With one model, `MODEL`, whose workers follow `plans`, and with `others`."""
     config = Config(
         server=server or Server(),
         recovery=recovery or Recovery(),
+        qos=qos or Qos(),
         models={MODEL: model or Model()} | (others or {}),
     )
     events = EventBus()
     async with trio.open_nursery() as workers, trio.open_nursery() as nursery:
         shop = WorkerShop(workers, *plans)
         pool = _Pool(shop, config, events, nursery)
-        service = Service(config, pool, Store(Path("/cache")), events, nursery)
+        slos = SloWatch(
+            config.models, config.qos, RunnerLevers(pool.runner, events, nursery), trio.current_time()
+        )
+        service = Service(config, pool, Store(Path("/cache")), events, slos, nursery)
+        nursery.start_soon(slos.run)
         yield MemorySupervisor(service, shop, nursery)
         nursery.cancel_scope.cancel()
