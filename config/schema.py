@@ -150,7 +150,7 @@ class Slo(_Section, frozen=True):
     ttft_s: PositiveSeconds | None = None
     inter_token_s: PositiveSeconds | None = None
     error_share_max: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
-    tokens_per_s_min: Annotated[float, Meta(gt=0.0)] | None = None
+    tokens_per_s_min: Annotated[float, Meta(ge=0.001)] | None = None
     target_share: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.95
     actions: Annotated[tuple[SloAction, ...], Meta(max_length=16)] = ("event",)
 

@@ -19,6 +19,7 @@ from mlxsup.supervisor.qos.objective import Objective
 
 _BAD_MIN = 3
 _LOOKS_SHARE = 0.75
+_ROUNDING = 1e-9
 
 
 class Burn(msgspec.Struct, frozen=True):
@@ -62,7 +63,8 @@ class BurnMeter:
             long=rates[1],
             samples=short.count,
             figure=self._objective.figure(short),
-            broken=enough and trend and min(rates) >= qos.burn_rate_max,
+            # 6 of 20 is a little less than 6 times 0.05.
+            broken=enough and trend and min(rates) >= qos.burn_rate_max * (1 - _ROUNDING),
             calm=max(rates) < qos.recover_share * qos.burn_rate_max or not any(rates),
         )
 

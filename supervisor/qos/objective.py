@@ -13,7 +13,7 @@ from mlxsup.supervisor.measure.histogram import Histogram
 
 _FIGURE_DIGITS = 4
 # Of no token at all within a time: slower than anything that gives one.
-_NO_RATE_US = 1e9
+_NO_RATE_US = 1e12
 
 
 class Kind(StrEnum):

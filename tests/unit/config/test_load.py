@@ -262,7 +262,7 @@ def test_every_bad_key_of_an_objective_is_told_by_its_path() -> None:
         "models.c.slo.interactive.ttft": "is not a known key; did you mean `ttft_s`?",
         "models.c.slo.interactive.error_share_max": "Expected `float` < 1.0, got 1",
         "models.c.slo.interactive.actions": "Invalid enum value 'reboot' - at `$[1]`, got ['event', 'reboot']",
-        'models."c.d".slo.normal.tokens_per_s_min': "Expected `float` > 0.0, got 0",
+        'models."c.d".slo.normal.tokens_per_s_min': "Expected `float` >= 0.001, got 0",
         'models."c.d".slo.normal.target_share': "Expected `float` < 1.0, got 1",
     }
 
