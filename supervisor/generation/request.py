@@ -5,6 +5,7 @@ Rule 2: what was delivered is kept, since only the supervisor outlives a worker.
 Rule 3: nothing is delivered after the end; what comes late is dropped.
 """
 
+from array import array
 from typing import Protocol
 
 import msgspec
@@ -63,18 +64,21 @@ class GenerationRequest:
         self.client = client
         self.marks = Marks(now_s)
         self.deadline_s = deadline_s
-        self.tokens: list[int] = []
+        # An object of its own for each token and each piece of text would take more than all else of a request.
+        self.tokens = array("i")
         self.resume = resume
         # Tokens that each worker began with.
         self._tokens_at_resumes: list[int] = []
         self.chars = 0
         self.prompt_tokens = 0
         self.cancel_asked = False
+        # So often it has given way to a more urgent one.
+        self.preempted = 0
         self.ended = False
         self._stream = stream
         self._sink = sink
         self._observer = observer
-        self._texts: list[str] = []
+        self._utf8 = bytearray()
 
     def remaining_order(self) -> Generate:
         """The order for the next worker: what was delivered counts as done."""
@@ -107,13 +111,14 @@ class GenerationRequest:
         if self.ended:
             return
         if tokens:
-            self.tokens += tokens
-            if self.marks.first_token_s is None:
-                self.marks.first_token_s = now_s
-            self.marks.last_token_s = now_s
+            self.tokens.extend(tokens)
+            marks = self.marks
+            if marks.first_token_s is None:
+                marks.first_token_s = now_s
+            marks.last_token_s = now_s
         if text:
             self.chars += len(text)
-            self._texts.append(text)
+            self._utf8 += text.encode()
             if self._stream:
                 self._sink.delta(text)
 
@@ -150,7 +155,7 @@ class GenerationRequest:
         decode_s = (marks.last_token_s or 0.0) - (marks.first_token_s or 0.0)
         decoded = len(self.tokens) - 1
         return GenerationResult(
-            text="".join(self._texts),
+            text=self._utf8.decode(),
             finish_reason=finish,
             usage=usage,
             timings=Timings(

@@ -6,12 +6,12 @@ from typing import Protocol
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.pool.life import Ending, Life
-from mlxsup.supervisor.pool.request_book import RequestBook
 from mlxsup.supervisor.recovery.aftermath import Aftermath, decide_aftermath
 from mlxsup.supervisor.recovery.classify import Evidence
 from mlxsup.supervisor.recovery.gate import Gate
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
+from mlxsup.supervisor.scheduling.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Casualties:
     def __init__(
         self,
         model: str,
-        book: RequestBook,
+        scheduler: Scheduler,
         gate: Gate,
         policy: RestartPolicy,
         poison: PoisonWatch,
@@ -43,7 +43,7 @@ class Casualties:
     ) -> None:
         """`crowded_s`: for so long fewer are computed together after memory ran out."""
         self._model = model
-        self._book = book
+        self._scheduler = scheduler
         self._gate = gate
         self._policy = policy
         self._poison = poison
@@ -89,30 +89,31 @@ class Casualties:
         self._gate.worker_died(counts=restarts and aftermath.weight > 0, machine=verdict.machine, now_s=now_s)
         self._witness.worker_died(self._model, life, ending.death, aftermath)
         if aftermath.batch_max is not None:
-            self._book.limit_batch(aftermath.batch_max, now_s + self._crowded_s)
+            self._scheduler.limit_crowd(aftermath.batch_max, now_s + self._crowded_s)
         for request in aftermath.quarantined:
-            self._quarantine(request, aftermath)
+            self._quarantine(request, aftermath, now_s)
         for request in aftermath.failed:
-            self._book.fail(request, aftermath.error)
+            self._scheduler.fail(request, aftermath.error, now_s)
         nowhere = closing or self._gate.why_shut(now_s)
         if nowhere is None:
-            self._book.resume(aftermath.resumed, now_s)
+            self._scheduler.resume(aftermath.resumed, now_s)
         else:
             for request in aftermath.resumed:
-                self._book.fail(request, nowhere)
+                self._scheduler.fail(request, nowhere, now_s)
         return aftermath
 
-    def _quarantine(self, request: GenerationRequest, aftermath: Aftermath) -> None:
+    def _quarantine(self, request: GenerationRequest, aftermath: Aftermath, now_s: float) -> None:
         entry = self._poison.find(self._model, request.order)
         if entry is not None:
             self._witness.request_quarantined(entry)
         if request.ended:
             return
-        self._book.fail(
+        self._scheduler.fail(
             request,
             RpcError(
                 ErrorKind.QUARANTINED,
                 f"this request was in flight when two workers died and is refused from now on; {aftermath.reason}",
                 death=aftermath.death,
             ),
+            now_s,
         )

@@ -77,6 +77,7 @@ class Pool:
             model or ModelConfig(),
             self._config.worker,
             recovery,
+            self._config.scheduling,
             self._worker_source(source),
             self._events,
             witness=self._witness,

@@ -10,10 +10,11 @@ import msgspec
 import trio
 
 from mlxsup.config.schema import Model as ModelConfig
-from mlxsup.config.schema import Recovery
+from mlxsup.config.schema import Recovery, Scheduling
 from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.generation import Priority
 from mlxsup.protocol.service import LoadOptions
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.generation.request import GenerationRequest
@@ -21,7 +22,6 @@ from mlxsup.supervisor.pool.attempt import OnProgress
 from mlxsup.supervisor.pool.casualties import Casualties, Witness
 from mlxsup.supervisor.pool.life import Life, WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
-from mlxsup.supervisor.pool.request_book import RequestBook
 from mlxsup.supervisor.pool.standing import Standing
 from mlxsup.supervisor.pool.succession import Succession, stopped_error
 from mlxsup.supervisor.pool.worker import WorkerGoneError
@@ -30,10 +30,12 @@ from mlxsup.supervisor.recovery.gate import Gate
 from mlxsup.supervisor.recovery.limits import breaker_limits, restart_limits
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
+from mlxsup.supervisor.scheduling.scheduler import Scheduler
 
 ResultT = TypeVar("ResultT")
 # A question that its second worker dies of, too, is not put to a third.
 _CALL_DEATHS_MAX = 2
+_TICK_S = 0.5
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +57,7 @@ class ModelRunner:
         model: ModelConfig,
         config: WorkerConfig,
         recovery: Recovery,
+        scheduling: Scheduling,
         source: WorkerSource,
         events: EventBus,
         *,
@@ -69,12 +72,13 @@ class ModelRunner:
         self._poison = poison
         policy = RestartPolicy(restart_limits(recovery), rng.uniform)
         self.gate = Gate(CircuitBreaker(breaker_limits(recovery)), machine, poison, recovery.suspect_tokens)
-        self._book = RequestBook(
-            batch_sequences_max=model.batch_sequences_max,
-            queue_requests_max=model.queue_requests_max,
+        self._scheduler = Scheduler(
+            model,
+            scheduling,
             poison=poison,
             on_end=self._request_ended,
         )
+        self._busy = trio.Event()
         self._standing = Standing(name, events)
         self._workers = Succession(
             name,
@@ -83,12 +87,12 @@ class ModelRunner:
             recovery,
             source,
             standing=self._standing,
-            book=self._book,
+            scheduler=self._scheduler,
             gate=self.gate,
             policy=policy,
             casualties=Casualties(
                 name,
-                self._book,
+                self._scheduler,
                 self.gate,
                 policy,
                 poison,
@@ -100,7 +104,17 @@ class ModelRunner:
 
     async def run(self) -> None:
         """Have a worker whenever one is wanted; until cancelled."""
-        await self._workers.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_time)
+            await self._workers.run()
+
+    async def _watch_time(self) -> None:
+        while True:
+            await self._busy.wait()
+            while not self._scheduler.is_idle:
+                await trio.sleep(_TICK_S)
+                self._scheduler.on_tick(trio.current_time())
+            self._busy = trio.Event()
 
     # What others see.
 
@@ -119,10 +133,24 @@ class ModelRunner:
 
     @property
     def queued(self) -> int:
-        return self._book.queued
+        return self._scheduler.queued
 
     def queued_by_priority(self) -> dict[str, int]:
-        return self._book.queued_by_priority()
+        return self._scheduler.queued_by_priority()
+
+    # What policies want.
+
+    def shed(self, tier: Priority, on: bool) -> None:
+        """Refuse newcomers of a tier, and end those of it that wait; or no more."""
+        self._scheduler.shed(tier, trio.current_time(), on=on)
+
+    def limit_batch(self, sequences_max: int | None) -> None:
+        """Compute no more requests together than that; None: than is configured."""
+        self._scheduler.limit_batch(sequences_max, trio.current_time())
+
+    def tune_prefill(self, chunk_tokens: int | None) -> None:
+        """Compute so many tokens of prompts between two steps of decoding; None: as is configured."""
+        self._workers.tune_prefill(chunk_tokens)
 
     # What others want.
 
@@ -137,17 +165,18 @@ class ModelRunner:
         now_s = trio.current_time()
         self.gate.enter(request, now_s)
         try:
-            self._book.submit(request, now_s)
+            self._scheduler.on_request(request, now_s)
         except RpcError as error:
             self.gate.left(request, error, now_s)
             raise
+        self._busy.set()
         self._workers.want()
 
     def cancel(self, request: GenerationRequest) -> None:
-        self._book.cancel(request, trio.current_time())
+        self._scheduler.on_cancel(request, trio.current_time())
 
     def expire(self, request: GenerationRequest) -> None:
-        self._book.expire(request, trio.current_time())
+        self._scheduler.on_deadline(request, trio.current_time())
 
     async def ensure_ready(self, on_progress: OnProgress | None = None) -> Life:
         """The life that serves, begun if need be.
@@ -228,7 +257,7 @@ class ModelRunner:
             if life.is_failing:
                 await life.over.wait()
                 continue
-            if not self._book.admits_questions:
+            if not self._scheduler.admits_questions(trio.current_time()):
                 await self._wait_to_ask()
                 continue
             if life.questions >= self._configured.queue_requests_max + self._configured.batch_sequences_max:
@@ -248,11 +277,11 @@ class ModelRunner:
 
     async def _wait_to_ask(self) -> None:
         admitted = trio.Event()
-        self._book.when_questions_are_admitted(admitted.set)
+        self._scheduler.when_questions_are_admitted(admitted.set, trio.current_time())
         try:
             await admitted.wait()
         finally:
-            self._book.give_up_asking(admitted.set)
+            self._scheduler.give_up_asking(admitted.set)
 
     async def close(self, drain_s: float, hurry: trio.Event) -> None:
         """Accept nothing more, let what runs end within `drain_s` or until `hurry`, then end the workers."""

@@ -20,13 +20,14 @@ from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.pool.casualties import Casualties
 from mlxsup.supervisor.pool.life import Ending, Life, WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
-from mlxsup.supervisor.pool.request_book import RequestBook
 from mlxsup.supervisor.pool.standing import Standing
 from mlxsup.supervisor.pool.turn import Turn
 from mlxsup.supervisor.recovery.aftermath import Aftermath
 from mlxsup.supervisor.recovery.gate import Gate
 from mlxsup.supervisor.recovery.recycling import RecyclePolicy
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
+from mlxsup.supervisor.scheduling.flights import Place
+from mlxsup.supervisor.scheduling.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Succession:
         source: WorkerSource,
         *,
         standing: Standing,
-        book: RequestBook,
+        scheduler: Scheduler,
         gate: Gate,
         policy: RestartPolicy,
         casualties: Casualties,
@@ -54,7 +55,7 @@ class Succession:
         self._recovery = recovery
         self._source = source
         self._standing = standing
-        self._book = book
+        self._scheduler = scheduler
         self._gate = gate
         self._policy = policy
         self._casualties = casualties
@@ -65,6 +66,8 @@ class Succession:
         self._keep = False
         self._turn = Turn(recovery, source.available)
         self._prefill_tokens_per_s: float | None = None
+        # Other than is configured, for now.
+        self._chunk_tokens: int | None = None
         self._lives: set[Life] = set()
         self.current: Life | None = None
         self._successor: Life | None = None
@@ -85,7 +88,7 @@ class Succession:
         """Nobody has to be replaced any more, unless requests wait. With `error`, whoever waits is told that."""
         self._keep = False
         if error is not None:
-            self._book.fail_queued(error)
+            self._scheduler.fail_queued(error, trio.current_time())
             self._standing.settle(error)
 
     async def use(self, model: ModelConfig) -> None:
@@ -93,6 +96,13 @@ class Succession:
         if model != self._model:
             self._model = model
             await self.stop(at_once=False)
+
+    def tune_prefill(self, chunk_tokens: int | None) -> None:
+        """For the workers that are there, and those to come; None: as is configured."""
+        self._chunk_tokens = chunk_tokens
+        for life in self._lives:
+            if life.ready_s is not None and not life.is_failing:
+                life.tune(prefill_chunk_tokens=chunk_tokens or self._model.prefill_chunk_tokens)
 
     def forgive(self) -> None:
         """Somebody asks by hand: what was held against the model is forgotten, and nothing waited for."""
@@ -104,7 +114,7 @@ class Succession:
         """Begin no life any more, and tell whoever waits."""
         self.closing = error
         self.let_go()
-        self._book.fail_newcomers(error)
+        self._scheduler.fail_newcomers(error, trio.current_time())
         self._standing.settle(error)
         self._turn.look_again()
 
@@ -169,7 +179,7 @@ class Succession:
     def _is_wanted(self) -> bool:
         if self.closing is not None:
             return False
-        return self._keep or self._book.queued > 0 or self._standing.attempt.waiters > 0
+        return self._keep or self._scheduler.queued > 0 or self._standing.attempt.waiters > 0
 
     async def _may_begin(self) -> bool:
         stranded = await self._turn.wait(self._is_wanted, self._tell_why)
@@ -219,16 +229,16 @@ class Succession:
         if life is self._successor:
             self._successor = None
             self._recycling.note_refused(now_s)
-        lost = self._book.lose_worker(life, now_s)
+        lost = self._scheduler.on_lost(life, now_s)
         if ending.death is not None:
             error = self._after_death(life, ending, lost, now_s, was_current=was_current)
         else:
             for request in (request for request in lost if not request.ended):
-                self._book.fail(request, self.closing or stopped_error())
+                self._scheduler.fail(request, self.closing or stopped_error(), now_s)
             self._after_end(ending, now_s, was_current=was_current)
             error = ending.refusal or self.closing or stopped_error()
         if self.closing is not None and not self._lives:
-            self._book.fail_queued(self.closing)
+            self._scheduler.fail_queued(self.closing, now_s)
         life.conclude(error)
 
     def _after_end(self, ending: Ending, now_s: float, *, was_current: bool) -> None:
@@ -262,7 +272,7 @@ class Succession:
         if was_current:
             self._turn.note_death(life.samples[-1] if life.samples else None, aftermath.wait_s or 0.0)
             self._go_on(aftermath)
-        elif self.current is None and self._book.queued:
+        elif self.current is None and self._scheduler.queued:
             # It had been replaced, and who replaced it is gone, too.
             self._turn.delay(aftermath.wait_s or 0.0)
             self.want()
@@ -294,13 +304,13 @@ class Succession:
         self._keep = False
         hold_s = self._turn.note_refusal() if state is WorkerState.FAILED else math.inf
         self._gate.shut(error, trio.current_time() + hold_s)
-        self._book.fail_queued(error)
+        self._scheduler.fail_queued(error, trio.current_time())
         self._standing.settle(error)
         self._enter(state, error.message)
 
     def _look_for_idle(self) -> None:
         for life in self._lives:
-            if not self._book.has_work(life):
+            if not self._scheduler.has_work(life):
                 life.idle()
 
     def _enter(self, state: WorkerState, reason: str | None = None) -> None:
@@ -329,25 +339,39 @@ class Succession:
             self._standing.adopt(WorkerState.READY, self.generation)
             old.stop(at_once=False)
         self._standing.settle(None)
-        self._book.gain_worker(life, life.generation, now_s)
+        if self._chunk_tokens is not None:
+            life.tune(prefill_chunk_tokens=self._chunk_tokens)
+        self._scheduler.on_ready(self._place(life, loaded), now_s)
         life.loading.settle(None)
 
+    def _place(self, life: Life, loaded: link.Loaded) -> Place:
+        kv_bytes_max = self._model.kv_bytes_max
+        if kv_bytes_max is None:
+            kv_bytes_max = max(0, self._source.available() - self._recovery.headroom_bytes)
+        return Place(
+            life,
+            life.generation,
+            context_tokens=loaded.context_tokens,
+            kv_bytes_per_token=loaded.kv_bytes_per_token,
+            kv_bytes_max=kv_bytes_max,
+        )
+
     def take_step(self, life: Life, step: link.Step) -> None:
-        self._book.take_step(life, step, trio.current_time())
+        self._scheduler.on_step(life, step, trio.current_time())
         self._gate.note_step(trio.current_time())
 
     def take_answer(self, life: Life, id: int, answer: link.Generated | RpcError) -> None:
-        self._book.take_answer(life, id, answer, trio.current_time())
+        self._scheduler.on_done(life, id, answer, trio.current_time())
         self._look_for_idle()
 
     def question_answered(self) -> None:
-        self._book.look_again(trio.current_time())
+        self._scheduler.on_question_answered(trio.current_time())
 
     def draining(self, life: Life) -> bool:
-        return self._book.drain(life)
+        return self._scheduler.on_drain(life)
 
     def ending(self, life: Life) -> None:
-        self._book.pause(life)
+        self._scheduler.on_pause(life)
 
     def sampled(self, life: Life) -> None:
         if life is self.current and life.ready_s is not None:

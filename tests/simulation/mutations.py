@@ -10,10 +10,7 @@ import trio
 
 from mlxsup.protocol.worker_link import Delta, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
-from mlxsup.supervisor.pool import request_book
 from mlxsup.supervisor.pool.hatchery import Hatchery
-from mlxsup.supervisor.pool.queue import RequestQueue
-from mlxsup.supervisor.pool.request_book import RequestBook
 from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.pool.stderr_tail import StderrTail
 from mlxsup.supervisor.pool.stop_ladder import StopLadder
@@ -25,6 +22,10 @@ from mlxsup.supervisor.recovery.gate import Gate
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
 from mlxsup.supervisor.recovery.watchdog import Watchdog
+from mlxsup.supervisor.scheduling import refusals
+from mlxsup.supervisor.scheduling.batch_limit import BatchLimit
+from mlxsup.supervisor.scheduling.scheduler import Scheduler
+from mlxsup.supervisor.scheduling.waiting_room import WaitingRoom
 
 Change = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -94,16 +95,15 @@ def _with_all_text(right: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _one_more(right: Callable[..., Any]) -> Callable[..., Any]:
-    def make(*args: Any, **bounds: Any) -> None:
-        bounds["batch_sequences_max"] += 1
-        right(*args, **bounds)
+    def make(limit: Any, sequences_max: int, targets_s: Any) -> None:
+        right(limit, sequences_max + 1, targets_s)
 
     return make
 
 
 def _one_more_waits(right: Callable[..., Any]) -> Callable[..., Any]:
-    def make(queue: Any, requests_max: int) -> None:
-        right(queue, requests_max + 1)
+    def make(room: Any, bounds: Any, **more: Any) -> None:
+        right(room, msgspec.structs.replace(bounds, requests_max=bounds.requests_max + 1), **more)
 
     return make
 
@@ -150,18 +150,18 @@ def _a_third(_: Callable[..., Any]) -> Callable[..., Any]:
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    Mutation("a resumed request is forgotten", RequestBook, "resume", _forget_the_last),
-    Mutation("who gives way is forgotten", RequestBook, "_go_behind", _instead()),
-    Mutation("a delta is lost", RequestBook, "take_step", _never_the_last),
-    Mutation("deltas of two requests are swapped", RequestBook, "take_step", _swap),
+    Mutation("a resumed request is forgotten", Scheduler, "resume", _forget_the_last),
+    Mutation("who gives way is forgotten", Scheduler, "_go_behind", _instead()),
+    Mutation("a delta is lost", Scheduler, "on_step", _never_the_last),
+    Mutation("deltas of two requests are swapped", Scheduler, "on_step", _swap),
     Mutation("a delta is delivered twice", GenerationRequest, "deliver", _twice),
     Mutation("a resumed request begins again", GenerationRequest, "remaining_order", _from_the_beginning),
     Mutation("a resumed text begins again", GenerationRequest, "remaining_order", _with_all_text),
     Mutation("who wants no resume is resumed", aftermath, "_may_resume", _instead(True)),
     Mutation("deadlines are ignored", ModelRunner, "expire", _instead()),
-    Mutation("cancels do not reach the worker", RequestBook, "_stop_computing", _instead()),
-    Mutation("the batch is one too large", RequestBook, "__init__", _one_more),
-    Mutation("the queue is one too long", RequestQueue, "__init__", _one_more_waits),
+    Mutation("cancels do not reach the worker", Scheduler, "_stop_computing", _instead()),
+    Mutation("the batch is one too large", BatchLimit, "__init__", _one_more),
+    Mutation("the queue is one too long", WaitingRoom, "__init__", _one_more_waits),
     Mutation("nobody is ever suspected", PoisonWatch, "note_death", _instead([])),
     Mutation("neighbours of poison are quarantined", PoisonWatch, "note_death", _all_who_were_there),
     Mutation("suspects are not computed alone", PoisonWatch, "is_loner", _instead(False)),
@@ -177,5 +177,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("a spare belongs to nobody", Hatchery, "_add_spare", _and_one_for_nobody),
     Mutation("a breaker is not held open", CircuitBreaker, "force_open", _instead()),
     Mutation("admissions are kept for ever", Gate, "left", _instead()),
-    Mutation("one token more is told than delivered", request_book, "_with_progress", _one_token_more),
+    Mutation("one token more is told than delivered", refusals, "with_progress", _one_token_more),
 )

@@ -138,25 +138,25 @@ def _tap_runner(world: "World", runner: ModelRunner) -> None:
             world.history.insert(at, entry)
             world.react(entry)
 
-    book = runner._book
-    go_behind = book._go_behind
+    scheduler = runner._scheduler
+    go_behind = scheduler._go_behind
 
     def go_behind_noted(request: GenerationRequest) -> None:
         world.note(GaveWay(at_s=trio.current_time(), request=request.id))
         go_behind(request)
 
     vars(runner).update(submit=submit_noted)
-    vars(book).update(_go_behind=go_behind_noted)
+    vars(scheduler).update(_go_behind=go_behind_noted)
 
 
 def held_by(runner: ModelRunner) -> dict[str, int]:
     """What should be nothing when nobody waits for the model, and it is ready."""
-    standing, workers, book = runner._standing, runner._workers, runner._book
+    standing, workers, scheduler = runner._standing, runner._workers, runner._scheduler
     return {
         "requests in the queue": runner.queued,
-        "requests in flight": len(book._flights),
+        "requests in flight": len(scheduler._flights),
         "admissions": len(runner.gate._admissions),
-        "suspects": len(book._poison._suspects) + len(book._poison._isolated),
+        "suspects": len(scheduler._poison._suspects) + len(scheduler._poison._isolated),
         "waiting loads": standing.attempt.waiters,
         "lives beyond one": len(workers._lives) - 1,
     }

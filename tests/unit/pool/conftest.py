@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import trio
 
-from mlxsup.config.schema import Model, Recovery, Worker
+from mlxsup.config.schema import Model, Recovery, Scheduling, Worker
 from mlxsup.protocol.service import Event
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.pool.hatchery import Hatchery
@@ -120,6 +120,7 @@ async def open_stage(
                 model or Model(),
                 config,
                 recovery,
+                Scheduling(),
                 WorkerSource(
                     locate=locate,
                     hatch=hatchery.hatch,

@@ -50,7 +50,7 @@ async def test_a_question_that_nobody_waits_for_any_more_holds_a_suspect_up_unti
             await tokenize(stage)
         worker = stage.worker
         suspect, again = CollectingSink(), make_request(CollectingSink(), prompt="c", tokens=40)
-        stage.runner._book._poison.note_death([again], "aborted", trio.current_time())
+        stage.runner._scheduler._poison.note_death([again], "aborted", trio.current_time())
         stage.runner.submit(make_request(suspect, prompt="c", tokens=40))
         await until(lambda: all(sink.outcomes for sink in sinks))
         await trio.sleep(2)
@@ -100,7 +100,7 @@ async def test_who_gives_up_waiting_to_ask_leaves_nothing_behind(
             await tokenize(stage)
 
         assert patience.cancelled_caught
-        assert stage.runner._book._askers == []
+        assert not stage.runner._scheduler._isolation.has_askers
 
 
 async def test_a_worker_owes_so_many_answers_at_most_also_to_those_who_have_given_up(

@@ -1,0 +1,114 @@
+"""Whether a request is let in, and what waits for it. Pure.
+
+A refusal comes at once, and its hint says how long it is until what waits now, and would go first, has begun.
+"""
+
+from collections.abc import Sequence
+
+from mlxsup.config.schema import Model as ModelConfig
+from mlxsup.protocol.generation import Priority
+from mlxsup.supervisor.generation.request import GenerationRequest
+from mlxsup.supervisor.scheduling import refusals
+from mlxsup.supervisor.scheduling.costs import CostModel
+from mlxsup.supervisor.scheduling.flights import Flight, Place
+from mlxsup.supervisor.scheduling.forecast import Outlook, retry_after_ms, wait_s
+from mlxsup.supervisor.scheduling.preemption import URGENCY
+from mlxsup.supervisor.scheduling.speed import Speed
+from mlxsup.supervisor.scheduling.waiting_room import Overfull, WaitingRoom
+
+
+class Admission:
+    """`preempts`: interactive requests take the place of less urgent ones."""
+
+    def __init__(
+        self, model: ModelConfig, room: WaitingRoom, costs: CostModel, speed: Speed, *, preempts: bool
+    ) -> None:
+        self._kv_bytes_max = model.kv_bytes_max
+        self._room = room
+        self._costs = costs
+        self._speed = speed
+        self._preempts = preempts
+        self._shed: set[Priority] = set()
+
+    def shed(self, tier: Priority, *, on: bool) -> None:
+        (self._shed.add if on else self._shed.discard)(tier)
+
+    def admit(
+        self,
+        request: GenerationRequest,
+        place: Place | None,
+        running: Sequence[Flight],
+        limit: int,
+        now_s: float,
+    ) -> GenerationRequest | None:
+        """Among those that wait; the one that has to leave for it, if one has to. `limit` is the batch's.
+
+        Raises:
+            RpcError: OVERLOADED; LIMIT_EXCEEDED where its KV cache may never be that large.
+        """
+        outlook = self.outlook(request, running, limit, now_s)
+        hint_ms = retry_after_ms(None if outlook is None else outlook.wait_s)
+        if request.priority in self._shed:
+            raise refusals.tier_is_shed(request.priority, hint_ms)
+        if place is not None and self._kv_bytes_max is not None:
+            needed = place.kv_bytes(self._costs.prompt_tokens(request.order), request.order.max_tokens)
+            if needed > self._kv_bytes_max:
+                raise refusals.cache_too_large(needed, self._kv_bytes_max)
+        if outlook is not None and outlook.wait_s > 0 and request.deadline_s is not None:
+            left_s = request.deadline_s - now_s
+            if outlook.wait_s + outlook.service_s > left_s:
+                raise refusals.would_be_late(outlook, left_s, hint_ms)
+        try:
+            return self._room.put(request, self.cost(request), now_s)
+        except Overfull as full:
+            raise refusals.full(full, hint_ms) from None
+
+    def cost(self, request: GenerationRequest) -> int:
+        """In tokens, of what is left of it."""
+        prompt = self._costs.prompt_tokens(request.order) * self._speed.ratio
+        return max(1, round(prompt)) + self._costs.tokens_left(request.order, len(request.tokens))
+
+    def outlook(
+        self, request: GenerationRequest, running: Sequence[Flight], limit: int, now_s: float
+    ) -> Outlook | None:
+        """For one that comes now; None while nothing is known of the model's speed."""
+        if not self._speed.is_known:
+            return None
+        order = request.order
+        service_s = self._speed.seconds(self._costs.prompt_tokens(order) * self._speed.ratio)
+        service_s += self._costs.answer_tokens(order) * self._speed.step_s
+        return Outlook(self._wait_s(request, running, limit, now_s), service_s)
+
+    def retry_after_ms(
+        self, request: GenerationRequest, running: Sequence[Flight], limit: int, now_s: float
+    ) -> int:
+        outlook = self.outlook(request, running, limit, now_s)
+        return retry_after_ms(None if outlook is None else outlook.wait_s)
+
+    def is_hopeless(self, request: GenerationRequest, now_s: float) -> bool:
+        """Not even its first token would come in time: no worker computes for nobody."""
+        if request.deadline_s is None or request.marks.dispatched_s is not None or not self._speed.is_known:
+            return False
+        prompt = self._costs.prompt_tokens(request.order) * self._speed.ratio
+        return now_s + self._speed.seconds(prompt) > request.deadline_s
+
+    def _wait_s(
+        self, request: GenerationRequest, running: Sequence[Flight], limit: int, now_s: float
+    ) -> float:
+        urgent = self._preempts and request.priority is Priority.INTERACTIVE
+        if urgent and any(URGENCY[flight.request.priority] for flight in running):
+            return 0.0
+        ahead = self._room.ahead(request.priority, request.client, now_s)
+        return wait_s(
+            running_s=self._speed.seconds(sum(map(self._tokens_left, running))),
+            ahead_s=self._speed.seconds(ahead),
+            places=limit,
+            taken=len(running),
+        )
+
+    def _tokens_left(self, flight: Flight) -> float:
+        request = flight.request
+        left = float(self._costs.tokens_left(request.order, len(request.tokens)))
+        if len(request.tokens) == flight.tokens_before:
+            left += flight.prompt_tokens * self._speed.ratio
+        return left

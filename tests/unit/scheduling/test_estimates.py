@@ -1,0 +1,108 @@
+"""Costs, speeds and waits are learned from what has been computed."""
+
+import random
+from typing import Any
+
+import pytest
+
+from mlxsup.protocol.generation import Message
+from mlxsup.protocol.worker_link import Generate
+from mlxsup.supervisor.scheduling.costs import CostModel
+from mlxsup.supervisor.scheduling.forecast import retry_after_ms, wait_s
+from mlxsup.supervisor.scheduling.speed import Speed
+from tests.fakes.requests import GREEDY
+
+
+def order(prompt: str | None = None, max_tokens: int = 100, **more: Any) -> Generate:
+    return Generate(max_tokens=max_tokens, sampling=GREEDY, prompt=prompt, **more)
+
+
+def test_a_prompt_of_tokens_is_counted_and_one_of_text_is_estimated() -> None:
+    costs = CostModel()
+
+    assert costs.prompt_tokens(order(prompt_tokens=[1, 2, 3])) == 3
+    assert costs.prompt_tokens(order("x" * 400)) == 100
+    chat = [Message(role="user", content="x" * 400), Message(role="assistant", content=None)]
+    assert costs.prompt_tokens(order(messages=chat)) == 108
+
+
+def test_how_long_a_token_is_and_an_answer_becomes_is_learned() -> None:
+    costs = CostModel()
+    assert costs.answer_tokens(order(max_tokens=1000)) == 1000
+    for _ in range(60):
+        costs.learn(order("x" * 300, max_tokens=1000), 100, 40)
+
+    assert costs.prompt_tokens(order("x" * 600)) == pytest.approx(200, abs=1)
+    assert costs.answer_tokens(order(max_tokens=900)) == 40
+    assert costs.answer_tokens(order(max_tokens=20)) == 20
+    assert costs.tokens_left(order(max_tokens=900), 60) == 1
+
+
+@pytest.mark.parametrize(("prompt_s", "answer_s"), [(0.001, 0.02), (0.004, 0.005), (0.0, 0.01)])
+def test_what_a_token_of_a_prompt_and_of_an_answer_takes_is_found_from_mixed_steps(
+    prompt_s: float, answer_s: float
+) -> None:
+    chance, speed, now_s = random.Random(1), Speed(), 0.0
+    for _ in range(2000):
+        prompt = chance.choice([0, 0, 0, 50, 300])
+        answers = chance.randrange(1, 17)
+        now_s += (prompt * prompt_s + answers * answer_s) * chance.uniform(0.9, 1.1)
+        speed.note_step(prompt, answers, now_s, loaded=True)
+
+    assert speed.seconds(100) == pytest.approx(100 * answer_s, rel=0.1)
+    assert speed.ratio == pytest.approx(max(1 / 64, prompt_s / answer_s), rel=0.25)
+
+
+def test_nothing_is_learned_of_speed_while_nobody_waits_or_nothing_is_computed() -> None:
+    speed = Speed()
+    for step in range(100):
+        speed.note_step(0, 1, step * 0.1, loaded=False)
+    assert not speed.is_known
+
+    speed.note_step(0, 8, 100.0, loaded=True)
+    speed.rest()
+    speed.note_step(0, 8, 500.0, loaded=True)
+    speed.note_step(0, 8, 500.5, loaded=True)
+    speed.note_step(0, 8, 501.0, loaded=True)
+    assert speed.seconds(16) == pytest.approx(1.0, rel=0.05)
+
+
+def test_nobody_waits_while_there_is_a_place() -> None:
+    assert wait_s(running_s=9.0, ahead_s=0.0, places=4, taken=3) == 0.0
+
+
+@pytest.mark.parametrize("queued", [0, 1, 5, 40, 200])
+@pytest.mark.parametrize("places", [1, 4, 16])
+def test_a_predicted_wait_is_near_what_a_batch_that_shares_the_machine_makes_of_it(
+    queued: int, places: int
+) -> None:
+    """Against a simulation: places that share the machine evenly, and requests of random size that begin when one is free."""
+    ratios = []
+    for seed in range(20):
+        chance = random.Random(seed)
+        running = [chance.uniform(0.0, 2.0) for _ in range(places)]
+        waiting = [chance.uniform(0.5, 1.5) for _ in range(queued)]
+        predicted = wait_s(running_s=sum(running), ahead_s=sum(waiting), places=places, taken=places)
+        ratios.append(predicted / _simulated_wait_s(running, waiting))
+
+    ratios.sort()
+    if queued >= 2 * places:
+        assert all(0.5 < ratio < 2.0 for ratio in ratios)
+    # One that is next waits for chance; no more than an order of magnitude is promised.
+    assert 0.1 < ratios[len(ratios) // 2] < 10.0
+
+
+def _simulated_wait_s(running: list[float], waiting: list[float]) -> float:
+    running, waiting, now_s = list(running), list(waiting), 0.0
+    while True:
+        shortest = min(running)
+        now_s += shortest * len(running)
+        running = [left - shortest for left in running]
+        running.remove(min(running))
+        if not waiting:
+            return now_s
+        running.append(waiting.pop(0))
+
+
+def test_a_hint_is_never_nothing_and_is_a_second_where_nothing_is_known() -> None:
+    assert (retry_after_ms(0.0), retry_after_ms(None), retry_after_ms(2.5)) == (1, 1000, 2500)
