@@ -31,6 +31,7 @@ def make_request(
     priority: Priority = Priority.NORMAL,
     client: str = "c",
     now_s: float | None = None,
+    deadline_s: float | None = None,
 ) -> GenerationRequest:
     return GenerationRequest(
         id=next(_ids),
@@ -42,5 +43,5 @@ def make_request(
         sink=sink,
         observer=sink,
         now_s=trio.current_time() if now_s is None else now_s,
-        deadline_s=None,
+        deadline_s=deadline_s,
     )
