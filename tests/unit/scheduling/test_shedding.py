@@ -49,7 +49,9 @@ def test_the_first_is_refused_after_a_whole_interval_and_the_others_faster_and_f
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 9.0), st.floats(0.0, 100.0)), max_size=50))
-def test_nobody_is_refused_while_one_in_each_interval_begins_in_time(steps: list[tuple[float, float]]) -> None:
+def test_nobody_is_refused_while_one_in_each_interval_begins_in_time(
+    steps: list[tuple[float, float]],
+) -> None:
     shedder, now_s = make_shedder(), 0.0
     for gap_s, waited_s in steps:
         now_s += gap_s
