@@ -17,7 +17,7 @@ import msgspec
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.supervisor.models import folder_rules as rules
-from mlxsup.supervisor.models.safetensors_header import HEADER_BYTES_MAX, check_header
+from mlxsup.supervisor.models.safetensors_header import HEADER_BYTES_MAX, check_header, float32_bytes
 from mlxsup.supervisor.models.store import MANIFEST
 
 _SETTINGS_BYTES_MAX = 16 * 1024 * 1024
@@ -32,7 +32,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class FolderFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a folder's headers tell.
 
-    `weights_bytes` is what the weights take on disk; `context_tokens` the longest context that the model was
+    `weights_bytes` is what the weights take on disk, in the files of `weight_files`, and `float32_bytes` what they take
+    when each is expanded to a float32; `context_tokens` the longest context that the model was
     made for, None if it doesn't say. `digest` is a SHA-256 (hex) over the names and sizes of all the files
     that a loader reads, the whole of the small ones and the headers of the weights: it costs milliseconds and
     tells two models apart, but two folders that differ in the values of their weights alone have the same.
@@ -41,6 +42,8 @@ class FolderFacts(msgspec.Struct, frozen=True, kw_only=True):
     model_type: str
     architectures: tuple[str, ...]
     weights_bytes: int
+    weight_files: tuple[str, ...]
+    float32_bytes: int
     context_tokens: int | None
     quantization: rules.Quantization | None
     digest: str
@@ -94,12 +97,16 @@ def _check(folder: Path) -> FolderFacts:
             )
     rules.check_tokenizer(sizes)
     headers = {name: _header(folder, name, sizes[name]) for name in weights}
+    quantization = rules.quantization(config)
+    group_size = quantization.group_size if quantization else None
     return FolderFacts(
         model_type=rules.model_type(config),
         architectures=rules.architectures(config),
         weights_bytes=sum(sizes[name] for name in weights),
+        weight_files=tuple(weights),
+        float32_bytes=sum(float32_bytes(header[8:], group_size) for header in headers.values()),
         context_tokens=rules.context_tokens(config),
-        quantization=rules.quantization(config),
+        quantization=quantization,
         digest=_digest(folder, sizes, headers),
     )
 

@@ -43,11 +43,7 @@ def check_header(header: bytes, data_bytes: int) -> None:
         ValueError: with what is wrong, as the end of a sentence.
     """
     try:
-        tensors = [
-            (name, _tensor.decode(entry))
-            for name, entry in _entries.decode(header).items()
-            if name != "__metadata__"
-        ]
+        tensors = _tensors(header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise ValueError("its header isn't a table of tensors") from None
     end_before = 0
@@ -68,3 +64,25 @@ def check_header(header: bytes, data_bytes: int) -> None:
         raise ValueError("it holds no tensors")
     if end_before != data_bytes:
         raise ValueError(f"it holds {data_bytes - end_before} bytes behind its last tensor")
+
+
+def float32_bytes(header: bytes, group_size: int | None) -> int:
+    """What the tensors take with each value as a float32; `header` has passed the check.
+
+    `group_size` values share each scale of a tensor that is quantized; None if it isn't told, then 64.
+    """
+    tensors = dict(_tensors(header))
+    values = 0
+    for name, tensor in tensors.items():
+        stem, _, kind = name.rpartition(".")
+        quantized = f"{stem}.scales" in tensors
+        if not quantized or kind not in ("weight", "scales", "biases"):
+            values += prod(tensor.shape)
+        elif kind == "scales":
+            values += prod(tensor.shape) * (group_size or 64)
+    return 4 * values
+
+
+def _tensors(header: bytes) -> list[tuple[str, _Tensor]]:
+    entries = _entries.decode(header).items()
+    return [(name, _tensor.decode(entry)) for name, entry in entries if name != "__metadata__"]

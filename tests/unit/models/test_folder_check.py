@@ -32,6 +32,8 @@ def test_the_facts_of_a_good_folder_are_told(model: Path) -> None:
     facts = check_folder(model)
     assert (facts.model_type, facts.architectures) == ("llama", ("LlamaForCausalLM",))
     assert facts.weights_bytes == (model / "model.safetensors").stat().st_size
+    assert facts.weight_files == ("model.safetensors",)
+    assert facts.float32_bytes == 16
     assert facts.context_tokens == 8192
     assert facts.quantization == Quantization(bits=4, group_size=32)
 

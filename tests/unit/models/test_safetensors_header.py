@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxsup.supervisor.models.safetensors_header import check_header
+from mlxsup.supervisor.models.safetensors_header import check_header, float32_bytes
 
 SIZES = {"BOOL": 1, "U8": 1, "F16": 2, "BF16": 2, "F32": 4, "U32": 4, "I64": 8, "C64": 8}
 
@@ -102,3 +102,17 @@ def test_overlapping_tensors_are_refused() -> None:
 def test_a_deeply_nested_header_is_refused_without_harm() -> None:
     with pytest.raises(ValueError, match="isn't a table"):
         check_header(b'{"a":' + b"[" * 100_000, 8)
+
+
+def test_expanded_a_value_takes_four_bytes_and_a_quantized_tensor_has_as_many_as_its_scales_stand_for() -> (
+    None
+):
+    table = {
+        "norm.weight": {"dtype": "F16", "shape": [64], "data_offsets": [0, 128]},
+        # 8 rows of 64 values in 4 bits, and a scale and a bias for every 32 of them.
+        "up.weight": {"dtype": "U32", "shape": [8, 8], "data_offsets": [128, 384]},
+        "up.scales": {"dtype": "F16", "shape": [8, 2], "data_offsets": [384, 416]},
+        "up.biases": {"dtype": "F16", "shape": [8, 2], "data_offsets": [416, 448]},
+    }
+    check_header(header(table), 448)
+    assert float32_bytes(header(table), 32) == 4 * (64 + 8 * 64)
