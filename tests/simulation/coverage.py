@@ -3,7 +3,7 @@
 from collections import Counter
 
 from tests.simulation.checks.facts import Facts
-from tests.simulation.history import Answered, Asked, Cancelled, Closed, Death, Order, State, Struck
+from tests.simulation.history import Answered, Asked, Cancelled, Closed, Death, GaveWay, Order, State, Struck
 
 
 def count(facts: Facts) -> Counter[str]:
@@ -29,6 +29,8 @@ def count(facts: Facts) -> Counter[str]:
                 seen["requests: cancelled"] += 1
             case Closed():
                 seen[f"clients: closed by {entry.by}"] += 1
+            case GaveWay():
+                seen["requests: gave way"] += 1
             case Order():
                 seen["requests: computed"] += 1
     seen["schedules: shut down midway"] += facts.schedule.ends_midway

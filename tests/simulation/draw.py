@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from mlxsup.config.schema import Config, Model, Recovery, Server, Worker
+from mlxsup.config.schema import Config, Model, Recovery, Scheduling, Server, Worker
 from mlxsup.protocol.generation import Priority
 from tests.simulation.causes import BLAMELESS, BLAMING, CAUSES
 from tests.simulation.schedule import (
@@ -129,6 +129,12 @@ class _Drawing:
                 last_words_s=self._pick((0.5, 10.0)),
             ),
             recovery=self._draw_recovery(beat_s),
+            scheduling=Scheduling(
+                age_step_s=self._pick((0.5, 30.0)),
+                quantum_tokens=self._pick((1, 256)),
+                preemptions_max=self._pick((1, 8)),
+                preempt_tokens_min=self._pick((1, 2, 8)),
+            ),
             models={model: self._draw_model() for model in self._models},
         )
 

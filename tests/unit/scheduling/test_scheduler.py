@@ -6,7 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mlxsup.config.schema import Model, Scheduling
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.generation import FinishReason, Priority
 from mlxsup.protocol.worker_link import Delta, Generate, Generated, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.poison import PoisonWatch
@@ -19,6 +19,8 @@ DONE = Generated(finish_reason=FinishReason.STOP, prompt_tokens=1, completion_to
 CANCELLED = Generated(finish_reason=FinishReason.CANCELLED, prompt_tokens=1, completion_tokens=1)
 BATCH = 2
 QUEUE = 5
+TIER = 4
+CLIENT = 3
 
 
 class FakePort:
@@ -26,6 +28,8 @@ class FakePort:
         self.orders: dict[int, Generate] = {}
         self.cancelled: list[int] = []
         self.goes_on = False
+        # Told to leave, and to be given again.
+        self.leaving: set[int] = set()
         self.questions = 0
 
     def generate(self, id: int, order: Generate) -> None:
@@ -35,13 +39,18 @@ class FakePort:
     def cancel(self, id: int, *, goes_on: bool) -> None:
         self.cancelled.append(id)
         self.goes_on = goes_on
+        if goes_on:
+            self.leaving.add(id)
 
 
 def make_scheduler(
-    ends: list[int] | None = None, poison: PoisonWatch | None = None, config: Scheduling | None = None
+    ends: list[int] | None = None,
+    poison: PoisonWatch | None = None,
+    config: Scheduling | None = None,
+    **bounds: int,
 ) -> Scheduler:
     return Scheduler(
-        Model(batch_sequences_max=BATCH, queue_requests_max=QUEUE),
+        Model(batch_sequences_max=BATCH, queue_requests_max=QUEUE, **bounds),
         config or Scheduling(),
         poison=poison or PoisonWatch(8, 10, 3600.0),
         on_end=lambda request, _: None if ends is None else ends.append(request.id),
@@ -232,35 +241,73 @@ def test_a_question_and_a_request_that_is_to_be_computed_alone_wait_for_each_oth
 
 
 class Life(RuleBasedStateMachine):
-    """Workers come and go, clients cancel and run out of time: every request ends once, and none is forgotten."""
+    """Workers come and go, clients cancel and run out of time, tiers are shed, the urgent push in: every request ends once,
+    none is forgotten, and no bound is exceeded.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.ends: list[int] = []
         self.poison = PoisonWatch(2, 100, 3600.0)
-        self.scheduler = make_scheduler(self.ends, self.poison)
+        config = Scheduling(
+            preempt_tokens_min=1, preemptions_max=3, sojourn_target_s=2.0, sojourn_interval_s=3.0
+        )
+        self.scheduler = make_scheduler(
+            self.ends, self.poison, config, queue_tier_requests_max=TIER, queue_client_requests_max=CLIENT
+        )
         self.ports: list[FakePort] = []
         self.serving: FakePort | None = None
+        self.drains = False
         self.sinks: dict[int, CollectingSink] = {}
         self.requests: dict[int, GenerationRequest] = {}
+        self.now_s = 0.0
 
-    @rule()
-    def submit(self) -> None:
+    @rule(
+        tier=st.sampled_from(Priority),
+        client=st.sampled_from("ab"),
+        deadline_s=st.none() | st.floats(0.0, 50.0),
+        resume=st.booleans(),
+    )
+    def submit(self, tier: Priority, client: str, deadline_s: float | None, resume: bool) -> None:
         sink = CollectingSink()
-        request = request_of(sink)
-        if self.scheduler.queued >= QUEUE:
-            with pytest.raises(RpcError, match="full"):
-                self.scheduler.on_request(request, 0.0)
+        request = make_request(sink, tokens=10, priority=tier, client=client, now_s=self.now_s)
+        request.deadline_s = None if deadline_s is None else self.now_s + deadline_s
+        request.resume = resume
+        try:
+            self.scheduler.on_request(request, self.now_s)
+        except RpcError as error:
+            assert error.kind is ErrorKind.OVERLOADED
+            assert not sink.outcomes
             return
-        self.scheduler.on_request(request, 0.0)
         self.sinks[request.id], self.requests[request.id] = sink, request
+
+    @rule(seconds=st.floats(0.0, 40.0))
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.scheduler.on_tick(self.now_s)
+
+    @rule(tier=st.sampled_from(Priority), on=st.booleans())
+    def shed(self, tier: Priority, on: bool) -> None:
+        self.scheduler.shed(tier, self.now_s, on=on)
+
+    @rule(sequences_max=st.none() | st.integers(1, BATCH))
+    def limit(self, sequences_max: int | None) -> None:
+        self.scheduler.limit_batch(sequences_max, self.now_s)
 
     @precondition(lambda self: len(self.ports) < 2)
     @rule()
     def gain(self) -> None:
         self.serving = FakePort()
+        self.drains = False
         self.ports.append(self.serving)
-        self.scheduler.on_ready(place_of(self.serving, 1), 0.0)
+        self.scheduler.on_ready(place_of(self.serving, 1), self.now_s)
+
+    @precondition(lambda self: self.serving is not None)
+    @rule()
+    def drain(self) -> None:
+        assert self.serving is not None
+        self.drains = True
+        self.scheduler.on_drain(self.serving)
 
     @precondition(lambda self: self.ports)
     @rule(data=st.data(), crash=st.booleans(), fail=st.booleans())
@@ -268,31 +315,32 @@ class Life(RuleBasedStateMachine):
         port = self.ports.pop(data.draw(st.integers(0, len(self.ports) - 1)))
         if port is self.serving:
             self.serving = None
-        unanswered = self.scheduler.on_lost(port, 0.0)
-        guilty = self.poison.note_death(unanswered, "aborted", 0.0) if crash else []
+        unanswered = self.scheduler.on_lost(port, self.now_s)
+        guilty = self.poison.note_death(unanswered, "aborted", self.now_s) if crash else []
         lost = [request for request in unanswered if not request.ended]
         for request in lost:
-            if fail or request in guilty:
-                self.scheduler.fail(request, RpcError(ErrorKind.WORKER_DIED, "x"), 0.0)
-        self.scheduler.resume([request for request in lost if not request.ended], 0.0)
+            if fail or request in guilty or not request.resume:
+                self.scheduler.fail(request, RpcError(ErrorKind.WORKER_DIED, "x"), self.now_s)
+        self.scheduler.resume([request for request in lost if not request.ended], self.now_s)
 
     @precondition(lambda self: any(port.orders for port in self.ports))
     @rule(data=st.data(), tokens=st.integers(0, 3), ends=st.booleans())
     def compute(self, data: st.DataObject, tokens: int, ends: bool) -> None:
         port = data.draw(st.sampled_from([port for port in self.ports if port.orders]))
         id = data.draw(st.sampled_from(sorted(port.orders)))
-        self.scheduler.on_step(port, Step(deltas=[Delta(id, "x" * tokens, [1] * tokens)]), 0.0)
+        self.scheduler.on_step(port, Step(deltas=[Delta(id, "x" * tokens, [1] * tokens)]), self.now_s)
         if ends:
             del port.orders[id]
             heard = id in port.cancelled and data.draw(st.booleans())
             port.cancelled = [other for other in port.cancelled if other != id]
-            self.scheduler.on_done(port, id, CANCELLED if heard else DONE, 0.0)
+            port.leaving.discard(id)
+            self.scheduler.on_done(port, id, CANCELLED if heard else DONE, self.now_s)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data(), expire=st.booleans())
     def leave(self, data: st.DataObject, expire: bool) -> None:
         request = self.requests[data.draw(st.sampled_from(sorted(self.requests)))]
-        (self.scheduler.on_deadline if expire else self.scheduler.on_cancel)(request, 0.0)
+        (self.scheduler.on_deadline if expire else self.scheduler.on_cancel)(request, self.now_s)
 
     @invariant()
     def each_is_in_one_place_until_it_ends(self) -> None:
@@ -307,17 +355,26 @@ class Life(RuleBasedStateMachine):
             assert not (request.ended and id in waiting)
 
     @invariant()
+    def no_more_wait_than_may_but_for_those_who_had_a_turn(self) -> None:
+        waiting = [request for request in self.scheduler._room if request.marks.dispatched_s is None]
+        assert len(waiting) <= QUEUE
+        for tier in Priority:
+            assert sum(request.priority is tier for request in waiting) <= TIER
+        for client in "ab":
+            assert sum(request.client == client for request in waiting) <= CLIENT
+
+    @invariant()
     def no_batch_is_overfull_and_suspects_are_alone(self) -> None:
         for port in self.ports:
             flying = self.scheduler.in_flight(port)
-            assert len(flying) <= BATCH
+            assert len([request for request in flying if request.id not in port.leaving]) <= BATCH
             assert sorted(request.id for request in flying) == sorted(port.orders)
             if any(self.poison.is_loner(request) for request in flying):
                 assert len(flying) == 1
 
     @invariant()
     def nobody_waits_while_there_is_room(self) -> None:
-        if self.serving is not None and not self.scheduler.in_flight(self.serving):
+        if self.serving is not None and not self.drains and not self.scheduler.in_flight(self.serving):
             assert self.scheduler.queued == 0
 
 
