@@ -69,7 +69,7 @@ async def open_supervisor(setting: Setting) -> AsyncIterator[Service]:
         slos = SloWatch(
             setting.config.models,
             setting.config.qos,
-            RunnerLevers(pool.runner, events, nursery),
+            RunnerLevers(pool.runner, events, nursery, setting.config.qos.cooldown_s),
             trio.current_time(),
         )
         service = Service(setting.config, pool, store, events, slos, nursery)

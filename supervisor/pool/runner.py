@@ -140,9 +140,9 @@ class ModelRunner:
 
     # What policies want.
 
-    def shed(self, tier: Priority, on: bool) -> None:
-        """Refuse newcomers of a tier, and end those of it that wait; or no more."""
-        self._scheduler.shed(tier, trio.current_time(), on=on)
+    def shed(self, tier: Priority, away_s: float | None) -> None:
+        """Refuse newcomers of a tier, for `away_s` at least, and end those of it that wait; None: no more."""
+        self._scheduler.shed(tier, away_s, trio.current_time())
 
     def limit_batch(self, sequences_max: int | None) -> None:
         """Compute no more requests together than that; None: than is configured."""

@@ -20,13 +20,17 @@ _log = logging.getLogger(__name__)
 class RunnerLevers:
     """`find` gives the runner of a configured model; workers are recycled in `nursery`."""
 
-    def __init__(self, find: Callable[[str], ModelRunner], events: EventBus, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, find: Callable[[str], ModelRunner], events: EventBus, nursery: trio.Nursery, cooldown_s: float
+    ) -> None:
         self._find = find
+        self._cooldown_s = cooldown_s
         self._events = events
         self._nursery = nursery
 
     def shed(self, model: str, tier: Priority, on: bool) -> None:
-        self._find(model).shed(tier, on)
+        # No sooner is it undone.
+        self._find(model).shed(tier, self._cooldown_s if on else None)
 
     def batch(self, model: str, sequences_max: int | None) -> None:
         self._find(model).limit_batch(sequences_max)

@@ -28,10 +28,15 @@ class Admission:
         self._costs = costs
         self._speed = speed
         self._preempts = preempts
-        self._shed: set[Priority] = set()
+        # For how long at least, in seconds, those who are refused had better stay away.
+        self._shed: dict[Priority, float] = {}
 
-    def shed(self, tier: Priority, *, on: bool) -> None:
-        (self._shed.add if on else self._shed.discard)(tier)
+    def shed(self, tier: Priority, away_s: float | None) -> None:
+        """Refuse newcomers of that tier, who had better stay away for so long at least; None: no more."""
+        if away_s is None:
+            self._shed.pop(tier, None)
+        else:
+            self._shed[tier] = away_s
 
     def admit(
         self,
@@ -49,7 +54,7 @@ class Admission:
         outlook = self.outlook(request, running, limit, now_s)
         hint_ms = retry_after_ms(None if outlook is None else outlook.wait_s)
         if request.priority in self._shed:
-            raise refusals.tier_is_shed(request.priority, hint_ms)
+            raise refusals.tier_is_shed(request.priority, self._shed[request.priority], hint_ms)
         if place is not None and self._kv_bytes_max is not None:
             needed = place.kv_bytes(self._costs.prompt_tokens(request.order), request.order.max_tokens)
             if needed > self._kv_bytes_max:

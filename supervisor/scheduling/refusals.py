@@ -25,10 +25,11 @@ def shed_for_wait(retry_after_ms: int) -> RpcError:
     return _overloaded("this model has had more to do than it can for too long", retry_after_ms)
 
 
-def tier_is_shed(tier: Priority, retry_after_ms: int) -> RpcError:
+def tier_is_shed(tier: Priority, away_s: float, retry_after_ms: int) -> RpcError:
+    """`retry_after_ms` is what it would be if the tier were not shed, which it is for `away_s` at least."""
     return _overloaded(
         f"requests of priority `{tier.value}` are refused for now, for the sake of more urgent ones",
-        retry_after_ms,
+        max(retry_after_ms, round(away_s * 1000)),
     )
 
 

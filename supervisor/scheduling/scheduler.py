@@ -248,15 +248,18 @@ class Scheduler:
         self._limit.hold(sequences_max)
         self._fill(now_s)
 
-    def shed(self, tier: Priority, now_s: float, *, on: bool) -> None:
-        """Refuse newcomers of that tier, and end those of it that wait and have had no turn yet; or no more."""
-        self._admission.shed(tier, on=on)
-        if on:
+    def shed(self, tier: Priority, away_s: float | None, now_s: float) -> None:
+        """Refuse newcomers of that tier, and end those of it that wait and have had no turn yet; None: no more.
+
+        They are told to stay away for at least `away_s`.
+        """
+        self._admission.shed(tier, away_s)
+        if away_s is not None:
             for request in list(self._room):
                 if request.priority is tier and request.marks.dispatched_s is None:
                     self._room.remove(request)
                     hint_ms = self._retry_after_ms(request, now_s)
-                    self.fail(request, refusals.tier_is_shed(tier, hint_ms), now_s)
+                    self.fail(request, refusals.tier_is_shed(tier, away_s, hint_ms), now_s)
 
     # Questions, which are no requests.
 

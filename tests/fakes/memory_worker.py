@@ -195,8 +195,9 @@ class MemoryWorker:
         )
 
     async def _compute(self) -> None:
-        """A step every `token_s` since the hello, as long as there is anything to compute."""
+        """A step every `token_s` since the hello, or since that changed, as long as there is anything to compute."""
         began_s = trio.current_time()
+        token_s = self.plan.token_s
         steps = 0
         while True:
             while not self._sequences or self._lived_s() >= self._stuck_s():
@@ -205,9 +206,11 @@ class MemoryWorker:
                 self._given = trio.Event()
                 await self._given.wait()
                 # A step that is due right now takes it along.
-                steps = math.ceil((trio.current_time() - began_s) / self.plan.token_s - 1e-9) - 1
+                steps = math.ceil((trio.current_time() - began_s) / token_s - 1e-9) - 1
+            if self.plan.token_s != token_s:
+                began_s, token_s, steps = trio.current_time(), self.plan.token_s, 0
             steps += 1
-            await trio.sleep_until(began_s + steps * self.plan.token_s)
+            await trio.sleep_until(began_s + steps * token_s)
             if self._lived_s() >= self._stuck_s():
                 continue
             self._moved_s = trio.current_time()

@@ -227,7 +227,10 @@ async def memory_supervisor(
         shop = WorkerShop(workers, *plans)
         pool = _Pool(shop, config, events, nursery)
         slos = SloWatch(
-            config.models, config.qos, RunnerLevers(pool.runner, events, nursery), trio.current_time()
+            config.models,
+            config.qos,
+            RunnerLevers(pool.runner, events, nursery, config.qos.cooldown_s),
+            trio.current_time(),
         )
         service = Service(config, pool, Store(Path("/cache")), events, slos, nursery)
         nursery.start_soon(slos.run)

@@ -288,7 +288,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(tier=st.sampled_from(Priority), on=st.booleans())
     def shed(self, tier: Priority, on: bool) -> None:
-        self.scheduler.shed(tier, self.now_s, on=on)
+        self.scheduler.shed(tier, 0.0 if on else None, self.now_s)
 
     @rule(sequences_max=st.none() | st.integers(1, BATCH))
     def limit(self, sequences_max: int | None) -> None:
