@@ -55,7 +55,10 @@ class Hello(_Wire, frozen=True):
 
 
 class Load(_Wire, frozen=True):
-    """`model_path` is a folder that the supervisor has checked. Bounds are in tokens and bytes."""
+    """`model_path` is a folder that the supervisor has checked. Bounds are in tokens and bytes.
+
+    `parked_bytes_max` is for the caches of requests that gave way, and go on.
+    """
 
     model_path: str
     context_tokens_max: int | None
@@ -65,6 +68,7 @@ class Load(_Wire, frozen=True):
     wired_limit_bytes: int
     cache_limit_bytes: int | None
     heartbeat_interval_s: float
+    parked_bytes_max: int = 0
 
 
 # A confused worker may say anything: no arithmetic with these overflows, and each can be printed.
@@ -126,6 +130,8 @@ class Generate(_Wire, frozen=True):
 
 
 class Generated(_Wire, frozen=True):
+    """`cached_tokens` of the prompt's were not computed again: their cache was kept when it gave way."""
+
     finish_reason: FinishReason
     prompt_tokens: Count
     completion_tokens: Count
@@ -175,6 +181,7 @@ class Tune(_Wire, frozen=True):
 
     batch_sequences_max: Annotated[int, Meta(ge=1)] | None = None
     prefill_chunk_tokens: Annotated[int, Meta(ge=1)] | None = None
+    parked_bytes_max: Annotated[int, Meta(ge=0)] | None = None
 
 
 class Shutdown(_Wire, frozen=True):

@@ -39,6 +39,8 @@ class BatchLoop:
         self._running: dict[int, _Counts] = {}
         self._steps = 0
         self._prefill_tokens_per_s = 0.0
+        # Spent on the step that is being computed, which may be put aside now and then.
+        self._step_s = 0.0
 
     def run(self) -> ExitCode:
         """Until the supervisor says to end, or its pipe closes."""
@@ -66,10 +68,14 @@ class BatchLoop:
             prefill_tokens_per_s=self._prefill_tokens_per_s,
         )
         began_s = time.monotonic()
-        emissions = self._engine.step()
-        if prefill_tokens:
-            self._prefill_tokens_per_s = prefill_tokens / max(time.monotonic() - began_s, 1e-6)
+        emissions = self._engine.step(self._inbox.has_items)
+        self._step_s += time.monotonic() - began_s
         self._steps += 1
+        if emissions is None:
+            return
+        if prefill_tokens:
+            self._prefill_tokens_per_s = prefill_tokens / max(self._step_s, 1e-6)
+        self._step_s = 0.0
         self._send(emissions)
 
     def _take(self, *, wait: bool) -> ExitCode | None:
@@ -112,10 +118,14 @@ class BatchLoop:
     def _cancel(self, id: int, *, goes_on: bool) -> None:
         """An unknown id is one that has just ended: the race is normal."""
         if id in self._running:
-            last = self._engine.cancel(id)
-            self._send([msgspec.structs.replace(last, text="") if goes_on else last])
-        elif id in self._preparing:
-            self._preparing[id] = False
+            if goes_on:
+                self._send([msgspec.structs.replace(self._engine.give_way(id), text="")])
+            else:
+                self._send([self._engine.cancel(id)])
+        else:
+            self._engine.forget(id)
+            if id in self._preparing:
+                self._preparing[id] = False
 
     def _send(self, emissions: list[Emission]) -> None:
         deltas = []
@@ -131,6 +141,7 @@ class BatchLoop:
                     finish_reason=emission.finish,
                     prompt_tokens=counts.prompt,
                     completion_tokens=counts.completion,
+                    cached_tokens=emission.cached_tokens,
                 )
                 answers.append(encode_result(emission.id, answer))
         if deltas or answers:

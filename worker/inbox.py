@@ -56,6 +56,9 @@ class Inbox:
             self._items.append(item)
             self._changed.notify()
 
+    def has_items(self) -> bool:
+        return bool(self._items)
+
     def take(self, *, wait: bool) -> list[Any]:
         """All that is there; with `wait` at least one item."""
         if not wait and not self._items:

@@ -13,7 +13,7 @@ import msgspec
 
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
-from mlxsup.worker.engine.interface import Emission, Prepared, ReportLoad
+from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared, ReportLoad
 
 _CONTEXT_TOKENS = 1 << 24
 _VOCABULARY_TOKENS = 49152
@@ -120,6 +120,11 @@ class NullEngine:
         del self._running[id]
         return Emission(id, "", [], FinishReason.CANCELLED)
 
+    give_way = cancel
+
+    def forget(self, id: int) -> None:
+        """Nothing is kept."""
+
     def tune(self, order: Tune) -> None:
         """It computes nothing that could be bounded."""
 
@@ -127,7 +132,7 @@ class NullEngine:
     def prefill_tokens(self) -> int:
         return 0
 
-    def step(self) -> list[Emission]:
+    def step(self, _: IsWanted) -> list[Emission]:
         emissions = []
         ended = []
         if self._beat is not None:

@@ -12,7 +12,7 @@ import msgspec
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Loaded, Tune
-from mlxsup.worker.engine.interface import Emission, Prepared
+from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared
 from scripts.faulty_worker.faults import Faults
 from scripts.faulty_worker.script import FaultKind, Script
 
@@ -119,6 +119,11 @@ class FaultyEngine:
     def cancel(self, id: int) -> Emission:
         return Emission(id, self._running.pop(id).held, [], FinishReason.CANCELLED)
 
+    give_way = cancel
+
+    def forget(self, id: int) -> None:
+        """Nothing is kept."""
+
     def tune(self, order: Tune) -> None:
         if order.prefill_chunk_tokens is not None:
             self._prefill_chunk_tokens = order.prefill_chunk_tokens
@@ -130,7 +135,7 @@ class FaultyEngine:
     def _chunk(self, sequence: _Sequence) -> int:
         return min(self._prefill_chunk_tokens, sequence.prefill_left)
 
-    def step(self) -> list[Emission]:
+    def step(self, _: IsWanted) -> list[Emission]:
         """A chunk of every prompt, and a token for every sequence whose prompt was done before."""
         decoding = {id: sequence for id, sequence in self._running.items() if not sequence.prefill_left}
         self._prefill()

@@ -16,7 +16,7 @@ import msgspec
 
 from mlxsup.protocol.descriptors import Pipes, claim_pipes
 from mlxsup.protocol.worker_link import Load
-from mlxsup.worker.engine.interface import Emission, Engine, LoadEngine, ReportLoad
+from mlxsup.worker.engine.interface import Emission, Engine, IsWanted, LoadEngine, ReportLoad
 from scripts.soak.causes import Cause
 
 
@@ -74,9 +74,9 @@ class Obedience:
             engine = load(order, report_checked)
             step = engine.step
 
-            def step_checked() -> list[Emission]:
+            def step_checked(is_wanted: IsWanted) -> list[Emission] | None:
                 self.check()
-                return step()
+                return step(is_wanted)
 
             engine.step = step_checked  # type: ignore[method-assign]
             return engine

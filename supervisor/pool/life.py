@@ -274,6 +274,7 @@ class Life:
             float32=self._model.float32,
             wired_limit_bytes=self._config.wired_limit_bytes,
             cache_limit_bytes=self._config.cache_limit_bytes,
+            parked_bytes_max=self._config.parked_bytes_max,
             heartbeat_interval_s=self._config.heartbeat_interval_s,
         )
 

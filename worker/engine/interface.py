@@ -8,17 +8,21 @@ import msgspec
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 
+IsWanted = Callable[[], bool]
+"""Whether something has come meanwhile that the caller had better look at first."""
+
 ReportLoad = Callable[[str, int, int], None]
 """Called with the phase of a load, and bytes done and to do."""
 
 
 class Emission(msgspec.Struct, frozen=True):
-    """What one step gave to one sequence; `finish` is set on its last emission."""
+    """What one step gave to one sequence; `finish` and `cached_tokens` are set on its last emission."""
 
     id: int
     text: str
     tokens: list[int]
     finish: FinishReason | None = None
+    cached_tokens: int = 0
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -46,6 +50,14 @@ class Engine(Protocol):
         """Drop a sequence and give what it still held back."""
         ...
 
+    def give_way(self, id: int) -> Emission:
+        """As `cancel` does with one that is submitted again: what helps then is kept, if there is room."""
+        ...
+
+    def forget(self, id: int) -> None:
+        """A sequence that was to go on does not; ids that were never kept are forgotten already."""
+        ...
+
     def tune(self, order: Tune) -> None:
         """Take other bounds from the next step on."""
         ...
@@ -55,8 +67,8 @@ class Engine(Protocol):
         """How many tokens of prompts the next step will compute."""
         ...
 
-    def step(self) -> list[Emission]:
-        """Compute one step of the whole batch."""
+    def step(self, is_wanted: IsWanted) -> list[Emission] | None:
+        """Compute one step of the batch. None: it `is_wanted` elsewhere, and goes on where it is with the next call."""
         ...
 
     def tokenize(self, text: str) -> list[int]: ...

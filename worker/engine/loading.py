@@ -6,6 +6,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model, load_model, load_tokenizer
 
@@ -14,6 +15,8 @@ from mlxsup.worker.engine.interface import ReportLoad
 
 # Where a model's configuration says nothing of how long a text may be.
 CONTEXT_TOKENS_OTHERWISE = 4096
+# Caches grow by so many tokens at a time.
+_KV_TOKENS = (KVCache.step, 2 * KVCache.step)
 
 
 def load_weights(folder: Path, float32: bool | None, report: ReportLoad) -> tuple[nn.Module, dict[str, Any]]:
@@ -56,6 +59,19 @@ def warm_up(model: nn.Module, report: ReportLoad) -> None:
     report("warm", 0, 1)
     mx.eval(model(mx.array([[0]])))
     report("warm", 1, 1)
+
+
+def kv_bytes_per_token(model: nn.Module) -> int:
+    """What one more token of a sequence takes at most; a layer that only looks back so far stops growing there.
+
+    The shapes of a pass are known without computing it.
+    """
+    sizes = []
+    for tokens in _KV_TOKENS:
+        caches = make_prompt_cache(model)
+        model(mx.zeros((1, tokens), dtype=mx.int32), cache=caches)
+        sizes.append(sum(int(cache.nbytes) for cache in caches))
+    return (sizes[1] - sizes[0]) // (_KV_TOKENS[1] - _KV_TOKENS[0])
 
 
 def context_tokens(config: dict[str, Any], configured_max: int | None) -> int:

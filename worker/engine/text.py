@@ -1,39 +1,38 @@
-"""The engine for text models: continuous batching with mlx-lm's BatchGenerator."""
+"""The engine for text models: requests into sequences of a batch, and chosen tokens into text."""
 
 import time
 from pathlib import Path
 
 import mlx.nn as nn
 import msgspec
-from mlx_lm.generate import BatchGenerator, GenerationBatch, StopSequences
+from mlx_lm.models.cache import make_prompt_cache
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine import loading
+from mlxsup.worker.engine.batch import Batch
+from mlxsup.worker.engine.batches import Choice, Member
 from mlxsup.worker.engine.codec import TextCodec, TokenStream
-from mlxsup.worker.engine.interface import Emission, Prepared, ReportLoad
+from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared, ReportLoad
+from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.sampling import make_logits_processors, make_sampler
 from mlxsup.worker.engine.stop_strings import StopStrings
 
-# mlx-lm's own bound on prompts that are prefilled together.
-_PREFILL_SEQUENCES_MAX = 8
 # No token of a usual vocabulary stands for more characters; it only saves tokenising what can't fit.
 _CHARS_PER_TOKEN_MAX = 128
 
 
 class _Sequence(msgspec.Struct):
-    """A request in the batch."""
+    """A request in the batch; `cached_tokens` of its prompt were not computed again."""
 
-    id: int
-    uid: int
+    member: Member
     stream: TokenStream
     stops: StopStrings
+    tokens_left: int
     # Of text that an earlier worker showed and that shows again; nothing is sent twice.
     skip_chars: int
-    prefill_done: int
-    prefill_tokens: int
-    has_text: bool = False
+    cached_tokens: int
 
 
 class TextEngine:
@@ -45,20 +44,15 @@ class TextEngine:
         *,
         batch_sequences_max: int,
         prefill_chunk_tokens: int,
+        parked_bytes_max: int,
     ) -> None:
         self.loaded = loaded
+        self._model = model
         self._codec = codec
-        self._prefill_sequences_max = min(_PREFILL_SEQUENCES_MAX, batch_sequences_max)
-        self._prefill_chunk_tokens = prefill_chunk_tokens
-        self._generator = BatchGenerator(
-            model,
-            completion_batch_size=batch_sequences_max,
-            prefill_batch_size=self._prefill_sequences_max,
-            prefill_step_size=prefill_chunk_tokens,
-        )
-        self._end_tokens = StopSequences([(token,) for token in codec.eos_tokens])
-        self._by_uid: dict[int, _Sequence] = {}
-        self._uid_of: dict[int, int] = {}
+        self._batch = Batch(model, sequences_max=batch_sequences_max, chunk_tokens=prefill_chunk_tokens)
+        self._end_tokens = frozenset(codec.eos_tokens)
+        self._sequences: dict[int, _Sequence] = {}
+        self._parking: Parking[Member] = Parking(parked_bytes_max)
 
     @classmethod
     def load(cls, order: Load, report: ReportLoad) -> "TextEngine":
@@ -75,6 +69,7 @@ class TextEngine:
             weights_bytes=loading.parameter_bytes(model),
             vocabulary_tokens=loading.vocabulary_tokens(config),
             load_s=time.monotonic() - started_s,
+            kv_bytes_per_token=loading.kv_bytes_per_token(model),
         )
         return cls(
             model,
@@ -82,6 +77,7 @@ class TextEngine:
             loaded,
             batch_sequences_max=order.batch_sequences_max,
             prefill_chunk_tokens=order.prefill_chunk_tokens,
+            parked_bytes_max=order.parked_bytes_max,
         )
 
     def prepare(self, request: Generate) -> Prepared:
@@ -123,98 +119,93 @@ class TextEngine:
         tokens_left = min(request.max_tokens, self.loaded.context_tokens - len(prompt)) - len(delivered)
         if tokens_left <= 0:
             return Emission(id, "", [], FinishReason.LENGTH)
-        (uid,) = self._generator.insert(
-            [prompt + delivered],
-            max_tokens=[tokens_left],
-            samplers=[make_sampler(request.sampling, self.loaded.vocabulary_tokens, position=len(delivered))],
-            logits_processors=[make_logits_processors(request.sampling, len(prompt))],
-            stop_sequences=[self._end_tokens],
-        )
-        self._by_uid[uid] = _Sequence(
-            id=id,
-            uid=uid,
+        member = self._member(id, request, prompt)
+        self._batch.add(member)
+        self._sequences[id] = _Sequence(
+            member=member,
             stream=stream,
             stops=stops,
+            tokens_left=tokens_left,
             skip_chars=max(0, request.delivered_chars - replayed_chars),
-            prefill_done=0,
-            prefill_tokens=len(prompt) + len(delivered),
+            cached_tokens=min(member.cached, len(prompt)),
         )
-        self._uid_of[id] = uid
         return None
+
+    def _member(self, id: int, request: Generate, prompt: list[int]) -> Member:
+        """Of what was kept when it gave way, if that is the beginning of it."""
+        tokens = prompt + request.delivered_tokens
+        parked = self._parking.take(id)
+        if parked is not None and parked.tokens[: parked.cached] == tokens[: parked.cached]:
+            cached, caches = parked.cached, parked.caches
+            chosen = parked.chosen if cached == len(tokens) else None
+        else:
+            cached, caches, chosen = 0, make_prompt_cache(self._model), None
+        position = len(request.delivered_tokens) + (chosen is not None)
+        return Member(
+            id=id,
+            urgency=request.urgency,
+            tokens=tokens,
+            sampler=make_sampler(request.sampling, self.loaded.vocabulary_tokens, position),
+            processors=make_logits_processors(request.sampling, len(prompt)),
+            cached=cached,
+            caches=caches,
+            chosen=chosen,
+        )
 
     @property
     def prefill_tokens(self) -> int:
-        return sum(map(self._chunk, self._next_prefills()))
-
-    def _chunk(self, sequence: _Sequence) -> int:
-        return min(self._prefill_chunk_tokens, sequence.prefill_tokens - sequence.prefill_done)
-
-    def _next_prefills(self) -> list[_Sequence]:
-        """Whose prompts the next step computes. Those that begin share one chunk, and the first text of all is waited for
-        before more begin, so that it comes soon. Beside a prompt of several chunks as many as may be begin, or it would
-        keep them away.
-        """
-        sequences = self._by_uid.values()
-        unread = [s for s in sequences if s.prefill_done < s.prefill_tokens]
-        begun = [s for s in unread if s.prefill_done]
-        waiting = [s for s in unread if not s.prefill_done][: self._prefill_sequences_max - len(begun)]
-        if any(self._chunk(s) > 1 for s in begun):
-            return begun + waiting
-        if any(s.prefill_done for s in sequences) and not any(s.has_text for s in sequences):
-            return begun
-        together = waiting[:1]
-        for sequence in waiting[1:]:
-            # The shorter ones of a batch are padded.
-            longest = max(map(self._chunk, [*together, sequence]))
-            if longest * (len(together) + 1) > self._prefill_chunk_tokens:
-                break
-            together.append(sequence)
-        return begun + together
+        return self._batch.prefill_tokens
 
     def cancel(self, id: int) -> Emission:
-        sequence = self._by_uid[self._uid_of[id]]
-        self._generator.remove([sequence.uid])
+        return self._take_out(id, goes_on=False)
+
+    def give_way(self, id: int) -> Emission:
+        return self._take_out(id, goes_on=True)
+
+    def _take_out(self, id: int, *, goes_on: bool) -> Emission:
+        sequence = self._sequences.pop(id)
+        self._batch.remove([sequence.member], keeps_caches=goes_on)
+        if goes_on and sequence.member.cached:
+            self._parking.put(sequence.member)
         text, _ = sequence.stops.feed(sequence.stream.flush())
-        return self._end(sequence, text + sequence.stops.flush(), [], FinishReason.CANCELLED)
+        return _last(sequence, text + sequence.stops.flush(), [], FinishReason.CANCELLED)
+
+    def forget(self, id: int) -> None:
+        self._parking.drop(id)
 
     def tune(self, order: Tune) -> None:
         if order.prefill_chunk_tokens is not None:
-            self._prefill_chunk_tokens = self._generator.prefill_step_size = order.prefill_chunk_tokens
+            self._batch.chunk_tokens = order.prefill_chunk_tokens
         if order.batch_sequences_max is not None:
-            self._prefill_sequences_max = min(_PREFILL_SEQUENCES_MAX, order.batch_sequences_max)
-            self._generator.completion_batch_size = order.batch_sequences_max
+            self._batch.sequences_max = order.batch_sequences_max
+        if order.parked_bytes_max is not None:
+            self._parking.bound(order.parked_bytes_max)
 
-    def step(self) -> list[Emission]:
-        self._generator.prefill_batch_size = len(self._next_prefills())
-        prefills, responses = self._generator.next()
-        for prefill in prefills:
-            sequence = self._by_uid[prefill.uid]
-            sequence.prefill_done = sequence.prefill_tokens if prefill.end_of_prompt else prefill.progress[0]
-        return [self._emission(response) for response in responses]
+    def step(self, is_wanted: IsWanted) -> list[Emission] | None:
+        choices = self._batch.step(is_wanted)
+        if choices is None:
+            return None
+        emissions = [self._emission(choice) for choice in choices]
+        ended = [emission.id for emission in emissions if emission.finish is not None]
+        if ended:
+            self._batch.remove([self._sequences.pop(id).member for id in ended])
+        return emissions
 
-    def _emission(self, response: GenerationBatch.Response) -> Emission:
-        sequence = self._by_uid[response.uid]
-        sequence.has_text = True
-        if response.finish_reason == "stop":
+    def _emission(self, choice: Choice) -> Emission:
+        sequence = self._sequences[choice.id]
+        sequence.tokens_left -= 1
+        if choice.token in self._end_tokens:
             # The end token itself is neither text nor counted.
             text, _ = sequence.stops.feed(sequence.stream.flush())
-            return self._end(sequence, text + sequence.stops.flush(), [], FinishReason.STOP)
-        text, stopped = sequence.stops.feed(sequence.stream.add(response.token))
+            return _last(sequence, text + sequence.stops.flush(), [], FinishReason.STOP)
+        text, stopped = sequence.stops.feed(sequence.stream.add(choice.token))
         if stopped:
-            if response.finish_reason is None:
-                self._generator.remove([sequence.uid])
-            return self._end(sequence, text, [response.token], FinishReason.STOP)
-        if response.finish_reason == "length":
+            return _last(sequence, text, [choice.token], FinishReason.STOP)
+        if sequence.tokens_left == 0:
             rest, stopped = sequence.stops.feed(sequence.stream.flush())
             text += rest if stopped else rest + sequence.stops.flush()
-            return self._end(sequence, text, [response.token], FinishReason.LENGTH)
-        return Emission(sequence.id, _unseen(sequence, text), [response.token])
-
-    def _end(self, sequence: _Sequence, text: str, tokens: list[int], finish: FinishReason) -> Emission:
-        text = _unseen(sequence, text)
-        del self._by_uid[sequence.uid]
-        del self._uid_of[sequence.id]
-        return Emission(sequence.id, text, tokens, finish)
+            return _last(sequence, text, [choice.token], FinishReason.LENGTH)
+        return Emission(choice.id, _unseen(sequence, text), [choice.token])
 
     def tokenize(self, text: str) -> list[int]:
         context = self.loaded.context_tokens
@@ -229,6 +220,12 @@ class TextEngine:
     def detokenize(self, tokens: list[int]) -> str:
         _check_tokens(tokens, self.loaded.vocabulary_tokens, "$.tokens")
         return self._codec.decode(tokens)
+
+
+def _last(sequence: _Sequence, text: str, tokens: list[int], finish: FinishReason) -> Emission:
+    return Emission(
+        sequence.member.id, _unseen(sequence, text), tokens, finish, cached_tokens=sequence.cached_tokens
+    )
 
 
 def _unseen(sequence: _Sequence, text: str) -> str:

@@ -11,7 +11,7 @@ from mlxsup.protocol.client.aio import Client, _serving
 from mlxsup.protocol.exit_codes import ExitCode
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.worker.batch_loop import BatchLoop
-from mlxsup.worker.engine.interface import Emission, Prepared
+from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared
 from mlxsup.worker.inbox import Command, EndOfInput, Inbox
 from mlxsup.worker.outbox import Outbox
 from mlxsup.worker.vitals import Vitals
@@ -45,9 +45,9 @@ class _Recorder(NullEngine):
     def prefill_tokens(self) -> int:
         return 0
 
-    def step(self) -> list[Emission]:
+    def step(self, is_wanted: IsWanted) -> list[Emission]:
         self.batches.append(self.sequences)
-        emissions = super().step()
+        emissions = super().step(is_wanted)
         self._left -= sum(emission.finish is FinishReason.LENGTH for emission in emissions)
         if not self._left:
             self._inbox.put(EndOfInput())

@@ -46,7 +46,7 @@ def emissions(tokens: list[int], chars: int, *, steps: int = 1000) -> list[Emiss
         return [only]
     found: list[Emission] = []
     while len(found) < steps and engine.sequences:
-        found += engine.step()
+        found += engine.step(lambda: False)
     return found
 
 

@@ -23,7 +23,7 @@ from mlxsup.protocol.worker_link import (
     Tune,
 )
 from mlxsup.worker.batch_loop import BatchLoop
-from mlxsup.worker.engine.interface import Emission, Prepared
+from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared
 from mlxsup.worker.inbox import Command, EndOfInput, Inbox
 from mlxsup.worker.outbox import Outbox
 from mlxsup.worker.vitals import Vitals
@@ -44,6 +44,7 @@ class CountingEngine:
         self.preparing = threading.Event()
         self.running: dict[int, tuple[int, int]] = {}
         self.tuned: list[Tune] = []
+        self.forgotten: list[int] = []
 
     def prepare(self, request: Generate) -> Prepared:
         self.preparing.set()
@@ -61,6 +62,11 @@ class CountingEngine:
         del self.running[id]
         return Emission(id, "held back", [], FinishReason.CANCELLED)
 
+    give_way = cancel
+
+    def forget(self, id: int) -> None:
+        self.forgotten.append(id)
+
     def tune(self, order: Tune) -> None:
         self.tuned.append(order)
 
@@ -68,7 +74,7 @@ class CountingEngine:
     def prefill_tokens(self) -> int:
         return 0
 
-    def step(self) -> list[Emission]:
+    def step(self, _: IsWanted) -> list[Emission]:
         emissions = []
         for id, (done, most) in list(self.running.items()):
             self.running[id] = (done + 1, most)

@@ -47,7 +47,7 @@ def generate(folder: str, chats: list[dict[str, Any]]) -> list[str]:
     texts = [""] * len(chats)
     running = set(range(len(chats)))
     while running:
-        for emission in engine.step():
+        for emission in engine.step(lambda: False) or []:
             texts[emission.id] += emission.text
             if emission.finish is not None:
                 running.discard(emission.id)

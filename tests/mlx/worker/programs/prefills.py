@@ -45,7 +45,7 @@ def main(folder: str, chunk_tokens: int, lengths: list[int]) -> None:
     running = set(answers)
     while running:
         prefill_tokens = engine.prefill_tokens
-        emissions = engine.step()
+        emissions = engine.step(lambda: False) or []
         for emission in emissions:
             answers[emission.id] += emission.tokens
             if emission.finish is not None:

@@ -51,7 +51,7 @@ def generate(engine: TextEngine, order: Generate) -> list[Emission]:
     ended = engine.submit(1, engine.prepare(order))
     emissions = [] if ended is None else [ended]
     while not emissions or emissions[-1].finish is None:
-        emissions += engine.step()
+        emissions += engine.step(lambda: False) or []
     return emissions
 
 

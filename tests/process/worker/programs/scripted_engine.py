@@ -21,7 +21,7 @@ from pathlib import Path  # noqa: E402
 
 from mlxsup.protocol.generation import FinishReason  # noqa: E402
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune  # noqa: E402
-from mlxsup.worker.engine.interface import Emission, LoadEngine, Prepared, ReportLoad  # noqa: E402
+from mlxsup.worker.engine.interface import Emission, IsWanted, LoadEngine, Prepared, ReportLoad  # noqa: E402
 from mlxsup.worker.process import run_worker  # noqa: E402
 
 _LONG_S = 3600
@@ -44,6 +44,11 @@ class ScriptedEngine:
         del self._scripts[id]
         return Emission(id, "", [], FinishReason.CANCELLED)
 
+    give_way = cancel
+
+    def forget(self, id: int) -> None:
+        """Nothing is kept."""
+
     def tune(self, order: Tune) -> None:
         """It computes nothing that could be bounded."""
 
@@ -51,7 +56,7 @@ class ScriptedEngine:
     def prefill_tokens(self) -> int:
         return 0
 
-    def step(self) -> list[Emission]:
+    def step(self, _: IsWanted) -> list[Emission]:
         return [self._advance(id, *script) for id, script in list(self._scripts.items())]
 
     def _advance(self, id: int, script: str, done: int) -> Emission:
