@@ -14,7 +14,8 @@ StartStand = Callable[..., Stand]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[StartStand]:
-    """Call it with the faulty worker's options, and keys of `worker`, `recovery` and `model` (of both of them).
+    """Call it with the faulty worker's options, and keys of `worker`, `recovery`, `qos` and `model` (of both of them), and
+    tables of objectives of the first, `slo`, by their tier.
 
     What it had kept is there again when it is called a second time.
     """

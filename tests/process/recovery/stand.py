@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from mlxsup.protocol.client.aio import Client, connect
+from mlxsup.protocol.service import TOPICS
 from scripts.faulty_worker.ledger import Ledger, Strike
 from tests.process.recovery.asking import Watch
 from tests.process.recovery.setting import LIMIT_S, ONE, OTHER
@@ -107,7 +108,7 @@ class Stand:
         async with self.client() as client:
             watch = Watch()
             client.listen(watch.take)
-            await client.call("server/subscribe", {"topics": ["worker", "death", "model"]})
+            await client.call("server/subscribe", {"topics": list(TOPICS)})
             yield client, watch
 
     def mlxsup(self, *arguments: str) -> str:
@@ -162,7 +163,9 @@ def start_stand(folder: Path, options: Sequence[str], **sections: Mapping[str, A
     tables = {
         "worker": {"command": command, **QUICK["worker"], **sections.get("worker", {})},
         "recovery": {**QUICK["recovery"], **sections.get("recovery", {})},
+        "qos": sections.get("qos", {}),
         **{f"models.{name}": {"source": f"./{name}", **sections.get("model", {})} for name in (ONE, OTHER)},
+        **{f"models.{ONE}.slo.{tier}": keys for tier, keys in sections.get("slo", {}).items()},
     }
     (folder / "config.toml").write_text("".join(_toml(table, keys) for table, keys in tables.items()))
     environment = {
