@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlxsup.config.schema import Qos, SloAction
 from mlxsup.protocol.generation import Priority
 from mlxsup.supervisor.qos.burn import Burn
-from mlxsup.supervisor.qos.levers import Board, Sight
+from mlxsup.supervisor.qos.levers import Board, Sight, Step
 from mlxsup.supervisor.qos.objective import Kind, Objective, of_seconds
 from mlxsup.supervisor.qos.policy import Change, Policy, State
 from tests.fakes.levers import FakeLevers
@@ -43,6 +43,9 @@ class Bench:
         (policy,) = self.policies
         return policy
 
+    def is_in(self, state: State) -> bool:
+        return self.policy.state is state
+
     def look(self, burn: Burn, *, sight: Sight = ALL, times: int = 1, every_s: float = 5.0) -> list[str]:
         """What is done and undone meanwhile, of all policies."""
         found = []
@@ -65,15 +68,15 @@ def test_actions_are_done_in_their_order_a_cooldown_apart_and_undone_in_reverse(
     assert bench.look(BROKEN, times=100) == [
         *("+shed normal", "+shed high", "+batch 8", "+chunk 32", "+recycle")
     ]
-    assert bench.policy.state is State.ACTING
+    assert bench.is_in(State.ACTING)
 
     assert bench.look(CALM, times=6) == []
-    assert bench.policy.state is State.RECOVERING
+    assert bench.is_in(State.RECOVERING)
     assert bench.look(CALM) == ["-chunk 32"]
     assert bench.look(CALM, times=100) == [
         *("-batch 8", "-shed high", "-shed normal", "-shed background", "-event")
     ]
-    assert bench.policy.state is State.OK
+    assert bench.is_in(State.OK)
     assert bench.levers.neutral
     assert bench.levers.recycled == 1
 
@@ -92,18 +95,18 @@ def test_what_can_change_nothing_is_passed_over_at_once() -> None:
 def test_with_nothing_that_can_be_done_it_is_acting_all_the_same_and_ends_with_the_trouble() -> None:
     bench = Bench(())
     assert bench.look(BROKEN, times=3) == []
-    assert bench.policy.state is State.ACTING
+    assert bench.is_in(State.ACTING)
     assert bench.look(CALM) == []
-    assert bench.policy.state is State.OK
+    assert bench.is_in(State.OK)
 
 
 def test_what_is_neither_broken_nor_calm_begins_nothing_and_ends_nothing() -> None:
     bench = Bench(("shed", "batch"))
     assert bench.look(UNEASY, times=100) == []
-    assert bench.policy.state is State.OK
+    assert bench.is_in(State.OK)
     bench.look(BROKEN)
     assert bench.look(UNEASY, times=100) == []
-    assert bench.policy.state is State.ACTING
+    assert bench.is_in(State.ACTING)
 
 
 def test_calm_has_to_last_for_a_cooldown_without_a_break() -> None:
@@ -201,7 +204,7 @@ def test_a_step_is_undone_before_the_one_that_was_done_before_it(
     bench = Bench(("event", "shed", "batch", "chunk"))
     for burn, sight, every_s, _ in looks:
         bench.look(burn, sight=sight, every_s=every_s)
-    in_force = []
+    in_force: list[Step] = []
     for _, _, change in bench.done:
         if change.undone:
             assert in_force.pop() == change.step

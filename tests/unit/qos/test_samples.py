@@ -251,7 +251,7 @@ def test_time_in_which_several_had_their_turn_is_counted_once(spans: list[tuple[
     for request, (began_s, _) in zip(requests, turns, strict=True):
         request.marks.dispatched_s = began_s
     # All tokens at once, so that the first rate has all the time in it: there is one look only.
-    requests[0].tokens = [1] * 1000
+    requests[0].tokens.extend([1] * 1000)
     for request, (_, ended_s) in sorted(zip(requests, turns, strict=True), key=lambda pair: pair[1][1]):
         bench.now_s = ended_s
         bench.end(request)
