@@ -180,7 +180,7 @@ class Connection:
             pass
 
     async def _write(self, serving: trio.CancelScope) -> None:
-        framing = self._decoder
+        decoder = self._decoder
         try:
             while self._outbox or self._cancels or not self._closing:
                 if not self._outbox:
@@ -188,7 +188,7 @@ class Connection:
                 self._changed = trio.Event()
                 payloads = self._outbox.take(_WRITE_BYTES)
                 if payloads:
-                    await self._stream.send_all(b"".join(map(framing.framing.encode, payloads)))
+                    await self._stream.send_all(decoder.framing.encode_all(payloads))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.lost_output = True
         serving.cancel()

@@ -16,15 +16,24 @@ from mlxsup.protocol.methods import DELTA
 _DELTA_OVERHEAD_BYTES = 100
 
 
-class _Delta(msgspec.Struct):
-    """The text is one buffer: a string of its own for each token would take many times what is counted."""
+class _Delta(msgspec.Struct, gc=False):
+    """Most leave with their first piece. What joins it goes into one buffer: a string of its own for each token would take
+    many times what is counted.
+    """
 
     id: Id
-    utf8: bytearray = msgspec.field(default_factory=bytearray)
+    text: str
+    bytes_held: int
+    joined: bytearray | None = None
 
-    @property
-    def bytes_held(self) -> int:
-        return _DELTA_OVERHEAD_BYTES + len(self.utf8)
+    def join(self, text: str) -> None:
+        if self.joined is None:
+            self.joined = bytearray(self.text.encode())
+        self.joined += text.encode()
+
+    def encode(self) -> bytes:
+        text = self.text if self.joined is None else self.joined.decode()
+        return encode_notification(DELTA, StreamDelta(id=self.id, index=0, text=text))
 
 
 class ClientOutbox:
@@ -43,14 +52,16 @@ class ClientOutbox:
         self.bytes_held += len(frame)
 
     def put_delta(self, id: Id, text: str) -> None:
+        count = len(text) if text.isascii() else len(text.encode())
         delta = self._mergeable.get(id)
         if delta is None:
-            delta = self._mergeable[id] = _Delta(id)
+            count += _DELTA_OVERHEAD_BYTES
+            delta = self._mergeable[id] = _Delta(id, text, count)
             self._items.append(delta)
-            self.bytes_held += delta.bytes_held
-        piece = text.encode()
-        delta.utf8 += piece
-        self.bytes_held += len(piece)
+        else:
+            delta.join(text)
+            delta.bytes_held += count
+        self.bytes_held += count
 
     def end(self, id: Id) -> None:
         """Request `id` is answered: a delta under this id belongs to another one, and joins nothing that waits."""
@@ -63,20 +74,18 @@ class ClientOutbox:
     def take(self, bytes_max: int) -> list[bytes]:
         """The next payloads, in order: at least one if any waits, and then up to about `bytes_max`."""
         payloads: list[bytes] = []
+        items, mergeable = self._items, self._mergeable
         taken = 0
-        while self._items and (not payloads or taken < bytes_max):
-            item = self._items.popleft()
-            if isinstance(item, bytes):
-                payload = item
-                self.bytes_held -= len(payload)
+        while items and (not payloads or taken < bytes_max):
+            item = items.popleft()
+            if isinstance(item, _Delta):
+                if mergeable.get(item.id) is item:
+                    del mergeable[item.id]
+                self.bytes_held -= item.bytes_held
+                payload = item.encode()
             else:
-                payload = self._encode(item)
+                self.bytes_held -= len(item)
+                payload = item
             payloads.append(payload)
             taken += len(payload)
         return payloads
-
-    def _encode(self, delta: _Delta) -> bytes:
-        if self._mergeable.get(delta.id) is delta:
-            del self._mergeable[delta.id]
-        self.bytes_held -= delta.bytes_held
-        return encode_notification(DELTA, StreamDelta(id=delta.id, index=0, text=delta.utf8.decode()))
