@@ -7,7 +7,7 @@ a length that can't be read leaves no way to find the next frame, so it ends the
 A decoder never holds more than one frame of the allowed size plus the chunk just fed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -178,32 +178,36 @@ def _content_length(header: bytes) -> int:
 
 
 class Framing(msgspec.Struct, frozen=True):
-    """A framing as a value: its name, how to cut and how to wrap."""
+    """A framing as a value: its name, how to cut and how to wrap, many payloads at once."""
 
     name: str
     make_decoder: Callable[[int], Decoder]
-    encode: Callable[[bytes], bytes]
+    encode_all: Callable[[Sequence[bytes]], bytes]
+
+    def encode(self, payload: bytes) -> bytes:
+        return self.encode_all((payload,))
 
 
 _UNICODE_LINE_ENDS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"))
 
 
-def _encode_line(payload: bytes) -> bytes:
-    if b"\n" in payload:
+def _encode_lines(payloads: Sequence[bytes]) -> bytes:
+    lines = b"\n".join((*payloads, b""))
+    if lines.count(b"\n") != len(payloads):
         raise ValueError("a frame can't contain its own delimiter")
-    if not payload.isascii():
+    if not lines.isascii():
         # Node's readline and others end a line at these too; inside JSON strings they may be escaped.
         for character, escape in _UNICODE_LINE_ENDS:
-            payload = payload.replace(character, escape)
-    return payload + b"\n"
+            lines = lines.replace(character, escape)
+    return lines
 
 
-def _encode_header(payload: bytes) -> bytes:
-    return b"Content-Length: %d\r\n\r\n%b" % (len(payload), payload)
+def _encode_headers(payloads: Sequence[bytes]) -> bytes:
+    return b"".join(b"Content-Length: %d\r\n\r\n%b" % (len(payload), payload) for payload in payloads)
 
 
-LINES = Framing("lines", LineDecoder, _encode_line)
-HEADERS = Framing("headers", HeaderDecoder, _encode_header)
+LINES = Framing("lines", LineDecoder, _encode_lines)
+HEADERS = Framing("headers", HeaderDecoder, _encode_headers)
 
 
 def detect(start: bytes) -> Framing | None:
