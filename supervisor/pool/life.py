@@ -24,6 +24,7 @@ from mlxsup.supervisor.pool.worker import Handlers, Worker, WorkerGoneError
 from mlxsup.supervisor.recovery.classify import Evidence
 from mlxsup.supervisor.recovery.limits import watchdog_limits
 from mlxsup.supervisor.recovery.memory_truth import MemorySample
+from mlxsup.supervisor.residency.residency import Weigh
 
 _log = logging.getLogger(__name__)
 
@@ -37,13 +38,14 @@ class WorkerSource(msgspec.Struct, frozen=True):
     """Where workers come from and how they are seen; a test hands in its own.
 
     `locate` gives the checked model folder or raises RpcError; `hatch` raises OSError; `observe` takes a pid;
-    `available` is the memory that the machine has left, in bytes.
+    `available` is the memory that the machine has left, in bytes; `weigh` says what the weights take, None if it can't.
     """
 
     locate: Callable[[], Awaitable[Path]]
     hatch: Callable[[], Awaitable[Worker]]
     observe: Callable[[int], Observation]
     available: Callable[[], int]
+    weigh: Weigh
 
 
 class Owner(Protocol):
@@ -109,6 +111,8 @@ class Life:
         self._now = trio.Event()
         self._has_work = True
         self._refused: RpcError | None = None
+        # By its own account: a GPU with memory of its own is not seen from outside.
+        self._device_bytes = 0
         self.state = WorkerState.SPAWNING
         self.worker: Worker | None = None
         self.began_s = trio.current_time()
@@ -181,6 +185,11 @@ class Life:
     def samples(self) -> list[MemorySample]:
         """Its memory curve, oldest first."""
         return self._watch.samples
+
+    @property
+    def held_bytes(self) -> int:
+        """Of memory, as it was last known."""
+        return max(self._device_bytes, self.samples[-1].resident_bytes if self.samples else 0)
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -329,6 +338,7 @@ class Life:
         self._owner.report(self, progress)
 
     def _take_beat(self, beat: link.Heartbeat) -> None:
+        self._device_bytes = beat.active_bytes + beat.cache_bytes
         self._watch.watchdog.note_heartbeat(beat, trio.current_time())
 
     def _enter(self, state: WorkerState) -> None:

@@ -26,6 +26,8 @@ from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.recovery.breaker import BreakerState, CircuitBreaker
 from mlxsup.supervisor.recovery.limits import machine_limits
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
+from mlxsup.supervisor.residency.residency import Residency, Weights
+from mlxsup.supervisor.residency.weights import expands_weights
 
 
 class Pool:
@@ -52,6 +54,15 @@ class Pool:
         self._quarantined = quarantined
         self._observer = Observer()
         self._folders = CheckedFolders()
+        self.residency = Residency(
+            config.memory,
+            headroom_bytes=config.recovery.headroom_bytes,
+            blocked_s=config.recovery.memory_wait_s,
+            spares=config.worker.spares,
+            total_bytes=self._total_bytes(),
+            available=self._available_bytes,
+        )
+        nursery.start_soon(self.residency.run)
         self._hatchery = Hatchery(self._spawn, config.worker, nursery)
         self._runners: dict[str, ModelRunner] = {}
         for name in config.models:
@@ -78,7 +89,7 @@ class Pool:
             self._config.worker,
             recovery,
             self._config.scheduling,
-            self._worker_source(source),
+            self._worker_source(source, model or ModelConfig()),
             self._events,
             witness=self._witness,
             machine=self._machine,
@@ -89,6 +100,7 @@ class Pool:
                 self._quarantined,
             ),
             rng=random.Random(),
+            residency=self.residency,
         )
         self._runners[name] = runner
         self._nursery.start_soon(runner.run)
@@ -162,18 +174,38 @@ class Pool:
             raise RpcError(ErrorKind.MODEL_NOT_FOUND, f"the model is called `{pulled.name}` here")
         return pulled.path
 
-    def _worker_source(self, source: Source) -> WorkerSource:
+    def _worker_source(self, source: Source, model: ModelConfig) -> WorkerSource:
         async def locate() -> Path:
             folder = await trio.to_thread.run_sync(self._require_pulled, source)
             await trio.to_thread.run_sync(self._folders.check, folder)
             return folder
 
+        async def weigh() -> Weights | None:
+            try:
+                folder = await trio.to_thread.run_sync(self._require_pulled, source)
+                facts = await trio.to_thread.run_sync(self._folders.check, folder)
+            except RpcError:
+                # The worker that is begun all the same is refused with it.
+                return None
+            expands = expands_weights() if model.float32 is None else model.float32
+            return Weights(
+                bytes=facts.float32_bytes if expands else facts.weights_bytes,
+                files=tuple(folder / name for name in facts.weight_files),
+            )
+
         return WorkerSource(
             locate=locate,
             hatch=self._hatchery.hatch,
             observe=self._observer.observe,
-            available=self._observer.available_bytes,
+            available=self._available_bytes,
+            weigh=weigh,
         )
+
+    def _available_bytes(self) -> int:
+        return self._observer.available_bytes()
+
+    def _total_bytes(self) -> int:
+        return self._observer.total_bytes()
 
     async def keep_spares(self) -> None:
         """Have spare workers ready once the first model is; until cancelled."""

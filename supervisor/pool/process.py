@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 from contextlib import suppress
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import psutil
 import trio
 
 from mlxsup.supervisor.pool.oom_counter import find_oom_counter, read_oom_kills
+from mlxsup.supervisor.residency.footprint import held_bytes
 
 # Of a process's name.
 _NAME_CHARS_MAX = 40
@@ -20,7 +22,10 @@ _CANT_SAY = (psutil.Error, OSError, RuntimeError)
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What the system says of a worker's process, and of the machine's memory."""
+    """What the system says of a worker's process, and of the machine's memory.
+
+    `resident_bytes` is what the process holds; on a Mac also what is compressed, or belongs to the GPU.
+    """
 
     resident_bytes: int
     available_bytes: int
@@ -139,7 +144,7 @@ class Observer:
         """What the system says of a worker; of one that has just ended, nothing held and not stopped."""
         try:
             process = psutil.Process(pid)
-            resident, status = process.memory_info().rss, process.status()
+            resident, status = held_bytes(process), process.status()
         except _CANT_SAY:
             resident, status = 0, psutil.STATUS_DEAD
         return Observation(
@@ -154,11 +159,18 @@ class Observer:
             self._available_bytes = int(psutil.virtual_memory().available)
         return self._available_bytes
 
+    @staticmethod
+    def total_bytes() -> int:
+        """What the machine has; no less than any process could want when that can't be known."""
+        with suppress(*_CANT_SAY):
+            return int(psutil.virtual_memory().total)
+        return sys.maxsize
+
 
 def resident_bytes(pid: int) -> int | None:
     """None when it has ended, or the system can't say."""
     try:
-        return int(psutil.Process(pid).memory_info().rss)
+        return held_bytes(psutil.Process(pid))
     except _CANT_SAY:
         return None
 

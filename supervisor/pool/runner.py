@@ -30,6 +30,7 @@ from mlxsup.supervisor.recovery.gate import Gate
 from mlxsup.supervisor.recovery.limits import breaker_limits, restart_limits
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
+from mlxsup.supervisor.residency.residency import Residency
 from mlxsup.supervisor.scheduling.scheduler import Scheduler
 
 ResultT = TypeVar("ResultT")
@@ -65,11 +66,13 @@ class ModelRunner:
         machine: CircuitBreaker,
         poison: PoisonWatch,
         rng: random.Random,
+        residency: Residency,
     ) -> None:
         self.name = name
         self._configured = model
         self._pinned = model.pin
         self._poison = poison
+        self._reservation = residency.reserve(name, model, source.weigh)
         policy = RestartPolicy(restart_limits(recovery), rng.uniform)
         self.gate = Gate(CircuitBreaker(breaker_limits(recovery)), machine, poison, recovery.suspect_tokens)
         self._scheduler = Scheduler(
@@ -100,6 +103,7 @@ class ModelRunner:
                 fruitless_resumes_max=recovery.fruitless_resumes_max,
                 crowded_s=recovery.restart_healthy_s,
             ),
+            reservation=self._reservation,
         )
 
     async def run(self) -> None:
@@ -203,6 +207,7 @@ class ModelRunner:
         """
         if pin is not None:
             self._pinned = pin
+            self._reservation.pin(pinned=pin)
         if options is not None:
             bounds = [options.context_tokens_max, self._configured.context_tokens_max]
             bound = min((tokens for tokens in bounds if tokens is not None), default=None)
@@ -218,6 +223,7 @@ class ModelRunner:
                 ErrorKind.INVALID_PARAMS, "this model is pinned: unload it with `force`", path="$.force"
             )
         self._pinned = False
+        self._reservation.pin(pinned=False)
         self._workers.let_go(stopped_error() if force else None)
         await self._workers.stop(at_once=force)
         self._workers.rest()

@@ -4,6 +4,7 @@ Rule 1: a life is begun when something wants the model, and again when a worker 
 the model is unloaded. Rule 2: whoever waits for a worker is settled when its load resolves, however it does. Rule 3:
 what a worker had in flight when it ended is settled then: it goes on in the next one, or ends with the death.
 Rule 4: a successor loads while the old one goes on, and takes over when it is ready; then the old one drains.
+Rule 5: no life begins without a reservation of memory. It is kept from one life to the next, unless another model needs it.
 """
 
 import logging
@@ -18,6 +19,7 @@ from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.pool.casualties import Casualties
+from mlxsup.supervisor.pool.demand import demand_of
 from mlxsup.supervisor.pool.life import Ending, Life, WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.standing import Standing
@@ -26,6 +28,8 @@ from mlxsup.supervisor.recovery.aftermath import Aftermath
 from mlxsup.supervisor.recovery.gate import Gate
 from mlxsup.supervisor.recovery.recycling import RecyclePolicy
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
+from mlxsup.supervisor.residency.residency import Reservation
+from mlxsup.supervisor.residency.tenant import Demand
 from mlxsup.supervisor.scheduling.flights import Place
 from mlxsup.supervisor.scheduling.scheduler import Scheduler
 
@@ -48,6 +52,7 @@ class Succession:
         gate: Gate,
         policy: RestartPolicy,
         casualties: Casualties,
+        reservation: Reservation,
     ) -> None:
         self.name = name
         self._model = model
@@ -59,6 +64,10 @@ class Succession:
         self._gate = gate
         self._policy = policy
         self._casualties = casualties
+        self._reservation = reservation
+        reservation.occupy(self)
+        # Its memory is to be another model's once it has ended what runs.
+        self._makes_room = False
         self._recycling = RecyclePolicy(recovery)
         self._generation = 0
         self._wanted = trio.Event()
@@ -83,6 +92,7 @@ class Succession:
     def want(self) -> None:
         self._keep = True
         self._wanted.set()
+        self._reservation.used()
 
     def let_go(self, error: RpcError | None = None) -> None:
         """Nobody has to be replaced any more, unless requests wait. With `error`, whoever waits is told that."""
@@ -109,6 +119,7 @@ class Succession:
         self._policy.forgive()
         self._gate.open()
         self._turn.hasten()
+        self._reservation.hurry()
 
     def close(self, error: RpcError) -> None:
         """Begin no life any more, and tell whoever waits."""
@@ -128,8 +139,12 @@ class Succession:
 
     def rest(self) -> None:
         """Wait for no restart that nobody wants any more."""
-        if self._standing.state is WorkerState.BACKOFF and not self._is_wanted():
+        if self._is_wanted():
+            return
+        if self._standing.state is WorkerState.BACKOFF:
             self._enter(WorkerState.STOPPED)
+        if not self._lives:
+            self._reservation.release()
 
     async def drained(self) -> None:
         """Until none drains that was replaced before: there are never more than two."""
@@ -144,15 +159,28 @@ class Succession:
         if self._successor is not None:
             return self._successor
         needed = (old.samples[-1].resident_bytes if old.samples else 0) + self._recovery.headroom_bytes
-        if self._source.available() < needed:
+        if self._source.available() < needed or not self._reservation.may_double():
             _log.info("%s: not enough memory for two workers: draining first", self.name)
             old.stop(at_once=False)
         elif not old.stopping:
             self._successor = self._begin()
         return self._successor
 
+    # What its memory is needed for.
+
+    def demand(self) -> Demand:
+        return demand_of(self._scheduler, self._lives)
+
+    def make_room(self) -> None:
+        self._keep = False
+        self._successor = None
+        self._makes_room = bool(self._lives)
+        for life in self._lives:
+            life.stop(at_once=False)
+
     def request_ended(self, request: GenerationRequest) -> None:
         self._look_for_idle()
+        self._reservation.used()
         if request.marks.dispatched_s is not None:
             self._recycle(self._recycling.after_request(len(request.tokens), trio.current_time()))
 
@@ -179,18 +207,27 @@ class Succession:
     def _is_wanted(self) -> bool:
         if self.closing is not None:
             return False
-        return self._keep or self._scheduler.queued > 0 or self._standing.attempt.waiters > 0
+        return self._keep or self._is_asked_for()
+
+    def _is_asked_for(self) -> bool:
+        waiting = self._scheduler.queued > 0 or self._standing.attempt.waiters > 0
+        return waiting and self.closing is None
 
     async def _may_begin(self) -> bool:
         stranded = await self._turn.wait(self._is_wanted, self._tell_why)
-        if not self._is_wanted():
-            self.rest()
-            return False
+        refusal = None
         if stranded is not None:
-            self._give_up(
-                WorkerState.FAILED, RpcError(ErrorKind.MODEL_LOAD_FAILED, str(stranded), retriable=True)
-            )
-        return stranded is None
+            refusal = RpcError(ErrorKind.MODEL_LOAD_FAILED, str(stranded), retriable=True)
+        elif self._is_wanted():
+            refusal = await self._reservation.wait(self._is_asked_for, self._tell_why)
+            # Nobody waits for what another model would have to make room for.
+            self._keep = self._keep and self._reservation.is_held
+        if self._is_wanted() and refusal is not None:
+            self._give_up(WorkerState.FAILED, refusal)
+        elif self._is_wanted() and self._reservation.is_held:
+            return True
+        self.rest()
+        return False
 
     def _tell_why(self, reason: str) -> None:
         if (self._standing.state, self._standing.reason) != (WorkerState.BACKOFF, reason):
@@ -208,6 +245,7 @@ class Succession:
             self._prefill_tokens_per_s,
         )
         self._lives.add(life)
+        self._reservation.has_workers(len(self._lives))
         self._nursery.start_soon(self._live, life)
         return life
 
@@ -226,6 +264,9 @@ class Succession:
         was_current = life is self.current
         if was_current:
             self.current = None
+        if self._makes_room:
+            # Who still waits has to wait for another turn; that it was wanted alone is no reason to have one.
+            self._keep = False
         if life is self._successor:
             self._successor = None
             self._recycling.note_refused(now_s)
@@ -239,7 +280,17 @@ class Succession:
             error = ending.refusal or self.closing or stopped_error()
         if self.closing is not None and not self._lives:
             self._scheduler.fail_queued(self.closing, now_s)
+        self._pass_on_memory()
         life.conclude(error)
+
+    def _pass_on_memory(self) -> None:
+        if self._lives:
+            self._reservation.has_workers(len(self._lives))
+        elif self._is_wanted():
+            self._reservation.lost()
+        else:
+            self._reservation.release()
+        self._makes_room = self._makes_room and bool(self._lives)
 
     def _after_end(self, ending: Ending, now_s: float, *, was_current: bool) -> None:
         refusal = ending.refusal
@@ -341,19 +392,19 @@ class Succession:
         self._standing.settle(None)
         if self._chunk_tokens is not None:
             life.tune(prefill_chunk_tokens=self._chunk_tokens)
-        self._scheduler.on_ready(self._place(life, loaded), now_s)
+        assert life.worker is not None
+        held_bytes = max(life.held_bytes, self._source.observe(life.worker.pid).resident_bytes)
+        self._reservation.ready(held_bytes, loaded.kv_bytes_per_token, loaded.context_tokens)
+        self._scheduler.on_ready(self._place(life, loaded, held_bytes), now_s)
         life.loading.settle(None)
 
-    def _place(self, life: Life, loaded: link.Loaded) -> Place:
-        kv_bytes_max = self._model.kv_bytes_max
-        if kv_bytes_max is None:
-            kv_bytes_max = max(0, self._source.available() - self._recovery.headroom_bytes)
+    def _place(self, life: Life, loaded: link.Loaded, held_bytes: int) -> Place:
         return Place(
             life,
             life.generation,
             context_tokens=loaded.context_tokens,
             kv_bytes_per_token=loaded.kv_bytes_per_token,
-            kv_bytes_max=kv_bytes_max,
+            kv_bytes_max=self._reservation.kv_bytes_max(held_bytes),
         )
 
     def take_step(self, life: Life, step: link.Step) -> None:
@@ -363,8 +414,10 @@ class Succession:
     def take_answer(self, life: Life, id: int, answer: link.Generated | RpcError) -> None:
         self._scheduler.on_done(life, id, answer, trio.current_time())
         self._look_for_idle()
+        self._reservation.used()
 
     def question_answered(self) -> None:
+        self._reservation.used()
         self._scheduler.on_question_answered(trio.current_time())
 
     def draining(self, life: Life) -> bool:
@@ -374,6 +427,7 @@ class Succession:
         self._scheduler.on_pause(life)
 
     def sampled(self, life: Life) -> None:
+        self._reservation.measured([other.held_bytes for other in self._lives])
         if life is self.current and life.ready_s is not None:
             self._recycle(self._recycling.after_sample(life.samples[-1], trio.current_time()))
 

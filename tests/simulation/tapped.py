@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from mlxsup.config.schema import Model
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.models.names import Source
@@ -17,7 +18,9 @@ from mlxsup.supervisor.recovery.classify import Evidence
 from mlxsup.supervisor.recovery.death_report import DeathBookError
 from mlxsup.supervisor.recovery.poison import QuarantinedRequest
 from mlxsup.supervisor.recovery.recorder import DeathRecorder
+from mlxsup.supervisor.residency.residency import Weights
 from mlxsup.supervisor.service import Service
+from tests.simulation.draw import MEMORY_BYTES
 from tests.simulation.history import Death, Ended, GaveWay, Submitted
 
 if TYPE_CHECKING:
@@ -96,19 +99,30 @@ class SimulatedPool(Pool):
             _tap_runner(self._world, runner)
         return runner
 
-    def _worker_source(self, source: Source) -> WorkerSource:
+    def _worker_source(self, source: Source, _: Model) -> WorkerSource:
         async def locate() -> Path:
             await trio.to_thread.run_sync(int)
             if self._world.locate_fails():
                 raise RpcError(ErrorKind.MODEL_NOT_FOUND, "the model is not here")
             return Path("/models") / getattr(source, "name", "?")
 
+        async def weigh() -> Weights:
+            await trio.to_thread.run_sync(int)
+            return Weights(self._world.schedule.resident_bytes[getattr(source, "name", "?")])
+
         return WorkerSource(
             locate=locate,
             hatch=self._hatchery.hatch,
             observe=self._world.observe,
-            available=self._world.available_bytes,
+            available=self._available_bytes,
+            weigh=weigh,
         )
+
+    def _available_bytes(self) -> int:
+        return self._world.available_bytes()
+
+    def _total_bytes(self) -> int:
+        return MEMORY_BYTES
 
     async def _spawn(self) -> ChildProcess:
         return await self._world.spawn()

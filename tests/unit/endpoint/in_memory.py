@@ -59,17 +59,27 @@ class _Pool(Pool):
             quarantined=[],
         )
 
-    def _worker_source(self, _: Source) -> WorkerSource:
+    def _worker_source(self, _: Source, __: Model) -> WorkerSource:
         async def locate() -> Path:
             await trio.lowlevel.checkpoint()
             return Path("/model")
+
+        async def weigh() -> None:
+            return None
 
         return WorkerSource(
             locate=locate,
             hatch=self._memory_hatchery.hatch,
             observe=lambda pid: Observation(1, _AVAILABLE_BYTES, self._shop.by_pid(pid).stopped),
-            available=lambda: _AVAILABLE_BYTES,
+            available=self._available_bytes,
+            weigh=weigh,
         )
+
+    def _available_bytes(self) -> int:
+        return _AVAILABLE_BYTES
+
+    def _total_bytes(self) -> int:
+        return _AVAILABLE_BYTES
 
 
 class MemorySupervisor:

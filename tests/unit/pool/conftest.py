@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import trio
 
-from mlxsup.config.schema import Model, Recovery, Scheduling, Worker
+from mlxsup.config.schema import Memory, Model, Recovery, Scheduling, Worker
 from mlxsup.protocol.service import Event
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.pool.hatchery import Hatchery
@@ -21,6 +21,7 @@ from mlxsup.supervisor.recovery.breaker import CircuitBreaker
 from mlxsup.supervisor.recovery.classify import Evidence
 from mlxsup.supervisor.recovery.limits import machine_limits
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest
+from mlxsup.supervisor.residency.residency import Residency, Weights
 from tests.fakes.memory_worker import MemoryWorker, Plan, WorkerShop
 
 SEED = 7
@@ -114,6 +115,18 @@ async def open_stage(
             def observe(pid: int) -> Observation:
                 return Observation(memory["resident"], memory["available"], shop.by_pid(pid).stopped)
 
+            async def weigh() -> Weights:
+                return Weights(memory["resident"])
+
+            residency = Residency(
+                Memory(),
+                headroom_bytes=recovery.headroom_bytes,
+                blocked_s=recovery.memory_wait_s,
+                spares=config.spares,
+                total_bytes=10**13,
+                available=lambda: memory["available"],
+            )
+            nursery.start_soon(residency.run)
             hatchery = Hatchery(shop.spawn, config, nursery)
             runner = ModelRunner(
                 "m",
@@ -126,6 +139,7 @@ async def open_stage(
                     hatch=hatchery.hatch,
                     observe=observe,
                     available=lambda: memory["available"],
+                    weigh=weigh,
                 ),
                 events,
                 witness=notes,
@@ -134,6 +148,7 @@ async def open_stage(
                     recovery.suspect_tokens, recovery.quarantine_max, recovery.suspect_memory_s
                 ),
                 rng=random.Random(SEED),
+                residency=residency,
             )
             nursery.start_soon(runner.run)
             nursery.start_soon(hatchery.keep_spares)

@@ -11,6 +11,7 @@ from mlxsup import native
 from mlxsup.config.schema import Config, Model, Worker
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.models.checked_folders import CheckedFolders
+from mlxsup.supervisor.models.folder_check import FolderFacts
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool import pool as pool_module
 from mlxsup.supervisor.pool.pool import Pool
@@ -18,6 +19,16 @@ from tests.fakes.memory_worker import MemoryWorker, WorkerShop
 from tests.unit.pool.conftest import Notes, until
 
 CORES = 8
+FACTS = FolderFacts(
+    model_type="fake",
+    architectures=(),
+    weights_bytes=1,
+    weight_files=(),
+    float32_bytes=1,
+    context_tokens=None,
+    quantization=None,
+    digest="",
+)
 
 
 async def test_a_spare_that_takes_over_has_as_many_threads_as_the_worker_that_died(
@@ -27,7 +38,7 @@ async def test_a_spare_that_takes_over_has_as_many_threads_as_the_worker_that_di
     (tmp_path / "m").mkdir()
     monkeypatch.setattr(os, "cpu_count", lambda: CORES)
     monkeypatch.setattr(native, "preload_environment", lambda count: {"THREADS": str(count)})
-    monkeypatch.setattr(CheckedFolders, "check", lambda *_: None)
+    monkeypatch.setattr(CheckedFolders, "check", lambda *_: FACTS)
     async with trio.open_nursery() as workers, trio.open_nursery() as nursery:
         shop = WorkerShop(workers)
 

@@ -5,6 +5,7 @@ import itertools
 import math
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -212,8 +213,7 @@ class Machine:
             model.running += 1
             model.waits_s.append(self.now_s - came_s)
             self.keeper.on_used(model.name, self.now_s)
-            number = model.loads
-            self.at(self.now_s + serve_s, lambda: self._served(model, number))
+            self.at(self.now_s + serve_s, partial(self._served, model, model.loads))
 
     def _served(self, model: Model, number: int) -> None:
         if model.loads != number or not model.running:
