@@ -48,11 +48,12 @@ class Outbox:
     def send_step(self, deltas: Sequence[Delta], frames: Sequence[bytes] = ()) -> None:
         """Deltas of one step, and after them the answers of the sequences that it ended."""
         with self._lock:
-            for delta in deltas:
-                self._merge(delta)
             self._frames.extend(frames)
-            if not self._full:
-                self._pump()
+            if self._full:
+                for delta in deltas:
+                    self._merge(delta)
+            else:
+                self._pump(deltas)
 
     def send_heartbeat(self, frame: bytes) -> None:
         """A report that replaces the one before, if that has not left yet."""
@@ -75,16 +76,16 @@ class Outbox:
         gain.texts.append(delta.text)
         gain.tokens += delta.tokens
 
-    def _pump(self) -> None:
-        """Write what the pipe takes; `_full` says afterwards whether something is left."""
+    def _pump(self, deltas: Sequence[Delta] = ()) -> None:
+        """Write what the pipe takes; `_full` says afterwards whether something is left. With `deltas` nothing waited."""
         if self._broken:
             self._deltas.clear()
             self._frames.clear()
             self._heartbeat = b""
             return
         data = self._torn
-        if self._deltas or self._frames or self._heartbeat:
-            data += self._encode()
+        if deltas or self._deltas or self._frames or self._heartbeat:
+            data += self._encode(deltas)
         try:
             written = os.write(self._descriptor, data) if data else 0
         except BlockingIOError:
@@ -100,12 +101,13 @@ class Outbox:
         else:
             self._drained.notify_all()
 
-    def _encode(self) -> bytes:
+    def _encode(self, deltas: Sequence[Delta]) -> bytes:
         lines = self._frames
         if self._deltas:
             deltas = [Delta(id, "".join(gain.texts), gain.tokens) for id, gain in self._deltas.items()]
-            lines = [encode_notification(STEP, Step(deltas=deltas)), *lines]
             self._deltas.clear()
+        if deltas:
+            lines = [encode_notification(STEP, Step(deltas=list(deltas))), *lines]
         if self._heartbeat:
             lines.append(self._heartbeat)
             self._heartbeat = b""

@@ -133,22 +133,22 @@ class NullEngine:
         return 0
 
     def step(self, _: IsWanted) -> list[Emission]:
-        emissions = []
-        ended = []
-        if self._beat is not None:
-            self._beat.step()
-        for id, sequence in self._running.items():
+        drafts = []
+        for id, sequence in list(self._running.items()):
             number = sequence.tokens
             sequence.tokens = number + 1
             finish = None
             if sequence.tokens == sequence.max_tokens:
                 finish = FinishReason.LENGTH
-                ended.append(id)
-            token = number % _VOCABULARY_TOKENS
-            emissions.append(Emission(id, sequence.make_text(number), [token], finish))
-        for id in ended:
-            del self._running[id]
-        return emissions
+                del self._running[id]
+            drafts.append((id, sequence.make_text, number, [number % _VOCABULARY_TOKENS], finish))
+        # The moments in the texts are to be those at which the step returns.
+        if self._beat is not None:
+            self._beat.step()
+        return [
+            Emission(id, make_text(number), tokens, finish)
+            for id, make_text, number, tokens, finish in drafts
+        ]
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())

@@ -200,7 +200,18 @@ def _table(figures: StreamsFigures) -> Table:
     return Table(
         f"{sizes.streams} streams at {sizes.tokens_per_s:g} tokens/s on {sizes.connections} connections, of "
         f"{sizes.models} models whose workers compute nothing, {sizes.seconds:g} s",
-        ("", "tokens", "p50 ms", "p90 ms", "p99 ms", "max ms", "kB/stream", "its tokens", "cores", "us/token"),
+        (
+            "",
+            "tokens",
+            "p50 ms",
+            "p90 ms",
+            "p99 ms",
+            "max ms",
+            "kB/stream",
+            "its tokens",
+            "cores",
+            "us/token",
+        ),
         [
             (
                 "supervisor",
