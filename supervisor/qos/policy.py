@@ -14,6 +14,7 @@ the figure of what came in between.
 
 import math
 from collections import deque
+from collections.abc import Callable
 from enum import StrEnum
 
 import msgspec
@@ -75,23 +76,24 @@ class Policy:
         last.after = self.meter.figure_since_mark()
         return last
 
-    def consider(self, burn: Burn, sight: Sight, now_s: float) -> Change | None:
-        """Do or undo what is due, at most one thing; call `measure` before."""
+    def consider(self, burn: Burn, see: Callable[[], Sight], now_s: float) -> Change | None:
+        """Do or undo what is due, at most one thing; call `measure` before. `see` is called where it matters."""
         if not burn.calm:
             self._calm_since_s = None
         elif self._calm_since_s is None:
             self._calm_since_s = now_s
         if burn.broken:
             self.state = State.ACTING
-            return self._escalate(burn, sight, now_s)
+            return self._escalate(burn, see, now_s)
         if self.state is State.OK:
             return None
         self.state = State.RECOVERING if burn.calm else State.ACTING
         return self._recover(burn, now_s) if burn.calm else None
 
-    def _escalate(self, burn: Burn, sight: Sight, now_s: float) -> Change | None:
+    def _escalate(self, burn: Burn, see: Callable[[], Sight], now_s: float) -> Change | None:
         if now_s - self._changed_s < self._cooldown_s:
             return None
+        sight = see()
         first = 0
         if self._steps:
             last = self._steps[-1]

@@ -1,7 +1,7 @@
 """Looks at every objective in turn, has done what is due, and tells of it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 import trio
@@ -54,7 +54,9 @@ class SloWatch:
             return
         while True:
             await trio.sleep(self._qos.interval_s)
-            self.look(trio.current_time())
+            for _ in self._look(trio.current_time):
+                # Streams are not held up by all of it at once.
+                await trio.lowlevel.checkpoint()
 
     def request_began(self, request: GenerationRequest) -> None:
         """Before anybody else has it; `request_ended` follows."""
@@ -80,13 +82,19 @@ class SloWatch:
             tier.samples.end(request, outcome, now_s, shed=model.board.is_shed(request.priority))
 
     def look(self, now_s: float) -> None:
+        for _ in self._look(lambda: now_s):
+            pass
+
+    def _look(self, clock: Callable[[], float]) -> Iterator[None]:
+        """In pieces that are short even with a thousand streams."""
         for name, model in self._models.items():
             for tier in model.tiers.values():
-                tier.samples.look(now_s)
-            # What is done for one tier ends requests of another, of which the samples have to know first.
+                tier.samples.look(clock())
+                yield
             for tier in model.tiers.values():
                 for policy in tier.policies.values():
-                    self._consider(name, model, policy, now_s)
+                    self._consider(name, model, policy, clock())
+                    yield
 
     def read(self, now_s: float) -> dict[str, dict[str, list[SloStats]]]:
         """How all objectives stand, by model and tier."""
@@ -107,7 +115,7 @@ class SloWatch:
                 *(policy.objective.kind.value, policy.objective.limit, measured.after, measured.before),
             )
         burn = policy.meter.read(now_s)
-        change = policy.consider(burn, model.sight(), now_s)
+        change = policy.consider(burn, model.sight, now_s)
         if change is not None:
             self._tell(name, policy, change, burn)
 

@@ -61,7 +61,9 @@ def test_a_moment_that_is_bad_within_a_long_good_time_does_not_break_it() -> Non
 @pytest.mark.parametrize("bad", [1, 2])
 @given(good=st.integers(0, 60))
 def test_one_or_two_bad_requests_break_nothing_however_few_others_there_are(bad: int, good: int) -> None:
-    assert not meter(*[GOOD] * good, *[BAD] * bad).read(59.0).broken
+    errors = Objective(Kind.ERRORS, 0.01, 0.01)
+    values = [of_outcome(bad=number < bad) for number in range(bad + good)]
+    assert not meter(*values, objective=errors).read(59.0).broken
 
 
 @given(bad=st.integers(0, QOS.samples_min - 1))

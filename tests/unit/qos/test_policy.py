@@ -53,7 +53,7 @@ class Bench:
             self.now_s += every_s
             for policy in self.policies:
                 policy.measure(self.now_s)
-                change = policy.consider(burn, sight, self.now_s)
+                change = policy.consider(burn, lambda: sight, self.now_s)
                 if change is not None:
                     self.done.append((self.now_s, policy, change))
                     found.append(("-" if change.undone else "+") + str(change.step))
