@@ -3,9 +3,9 @@
 Rule 1: in each round a client's credit grows by a quantum, and it goes while it has credit; what the last one cost more
 than that is a debt, for which it sits out as many rounds as the debt has quanta. A round in which nobody goes takes no time.
 Rule 2: so while two clients wait, what they get differs by at most one quantum and one request of each, in tokens.
-Rule 3: who comes joins the next round, at its end; who has nothing waiting any more loses its credit, and keeps its debt
-until the rounds have come so far, or nobody waits. Rule 4: who goes out of turn is charged for it. The round is then that
-of its turn, and the others don't make up for what they were passed by.
+Rule 3: who comes joins the next round, before those that were there; who has nothing waiting any more loses its credit,
+and keeps its debt until the rounds have come so far, or nobody waits. Rule 4: who goes out of turn is charged for it. The
+round is then that of its turn, and the others don't make up for what they were passed by.
 
 After Shreedhar and Varghese (1995), but charged afterwards: which request a client's next one will be, nobody knows
 before.
@@ -19,14 +19,14 @@ from mlxsup.supervisor.scheduling.order import TIERS, Ticket
 
 
 class _Client:
-    """`round` is the next in which it goes, with `credit_tokens` from 1 to a quantum; `place` orders a round."""
+    """`round` is the next in which it goes, with `credit_tokens` from 1 to a quantum."""
 
-    __slots__ = ("credit_tokens", "lines", "name", "place", "requests", "round", "tokens")
+    __slots__ = ("credit_tokens", "joined", "lines", "name", "number", "requests", "round", "tokens")
 
-    def __init__(self, name: str, place: int, round: int, credit_tokens: int) -> None:
+    def __init__(self, name: str, number: int, round: int, credit_tokens: int) -> None:
         self.name = name
-        self.place = place
-        self.round = round
+        self.number = number
+        self.joined = self.round = round
         self.credit_tokens = credit_tokens
         # By the rank of the tier that they came with; those without any are left out.
         self.lines: dict[int, IndexedHeap[int]] = {}
@@ -35,7 +35,7 @@ class _Client:
 
     @property
     def turn(self) -> Key:
-        return (self.round, self.place)
+        return (self.round, -self.joined, self.number)
 
     def first(self) -> int:
         return min(row for line in self.lines.values() if (row := line.first()) is not None)[1]
@@ -55,7 +55,7 @@ class FairShare:
 
     def _forget_all(self) -> None:
         self._round = 0
-        self._places = count()
+        self._numbers = count()
         self._clients: dict[str, _Client] = {}
         self._waiting = 0
         # Whose turn it is among those with requests that came with a tier of that rank.
@@ -67,7 +67,7 @@ class FairShare:
         """`key` orders it among its client's."""
         client = self._clients.get(ticket.client)
         if client is None:
-            client = _Client(ticket.client, next(self._places), self._round + 1, self._quantum_tokens)
+            client = _Client(ticket.client, next(self._numbers), self._round + 1, self._quantum_tokens)
             self._clients[client.name] = client
         if not client.requests:
             self._debtors.discard(client.name)
