@@ -286,6 +286,7 @@ class Succession:
     def _pass_on_memory(self) -> None:
         if self._lives:
             self._reservation.has_workers(len(self._lives))
+            self._reservation.measured([other.held_bytes for other in self._lives])
         elif self._is_wanted():
             self._reservation.lost()
         else:

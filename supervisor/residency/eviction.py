@@ -79,7 +79,11 @@ class Eviction:
 
     def _movable(self, hold_s: float, now_s: float) -> Iterator[Tenant]:
         for other in self._tenants:
-            loaded = other.phase in (Phase.RESIDENT, Phase.RESTARTING)
+            claim = self._ledger.get(other.name)
+            # One of two workers of the same model is about to end anyway.
+            loaded = (
+                other.phase in (Phase.RESIDENT, Phase.RESTARTING) and claim is not None and claim.workers == 1
+            )
             if loaded and not other.terms.pinned and now_s - other.resident_since_s >= max(hold_s, _BEGINS_S):
                 yield other
 
