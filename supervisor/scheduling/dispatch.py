@@ -16,7 +16,7 @@ from mlxsup.supervisor.scheduling.batch_limit import BatchLimit
 from mlxsup.supervisor.scheduling.costs import CostModel
 from mlxsup.supervisor.scheduling.flights import Flight, Flights, Place, Port
 from mlxsup.supervisor.scheduling.isolation import Isolation
-from mlxsup.supervisor.scheduling.preemption import URGENCY, choose_who_gives_way
+from mlxsup.supervisor.scheduling.preemption import URGENCY, choose_less_urgent, choose_of_crowd
 from mlxsup.supervisor.scheduling.waiting_room import WaitingRoom
 
 WhyNot = Callable[[GenerationRequest, float], RpcError | None]
@@ -77,29 +77,54 @@ class Dispatch:
             self._room.pop(now_s)
             self._start_or_end(request, self.place, now_s)
 
+    def start_at_once(self, request: GenerationRequest, now_s: float) -> bool:
+        """Whether a newcomer has got the place of another one, and need not wait at all."""
+        place = self.place
+        if (
+            place is None
+            or not self._goes_before_all(request, now_s)
+            or not self._make_room(request, place, now_s)
+        ):
+            return False
+        self._start_or_end(request, place, now_s)
+        return True
+
+    def _goes_before_all(self, newcomer: GenerationRequest, now_s: float) -> bool:
+        """Nobody who waits is as urgent; or nobody is more so, and its client has none among them."""
+        if newcomer.priority is Priority.INTERACTIVE:
+            return self._room.peek_tier(Priority.INTERACTIVE) is None
+        head = self._room.peek(now_s)
+        if head is None or self._room.returned or self._room.count_of(newcomer.client):
+            return False
+        return URGENCY[head.priority] >= URGENCY[newcomer.priority]
+
     def _let_urgent_in(self, now_s: float) -> None:
-        """An interactive request takes the place of a less urgent one at once."""
-        if not self._config.preempt or self.draining:
-            return
         while self.place is not None and (urgent := self._room.peek_tier(Priority.INTERACTIVE)) is not None:
-            running = self.running
-            self._isolation.may_join(urgent, running, self.place.port.questions, now_s)
-            if self._isolation.concerns_somebody:
-                # Somebody is to be computed alone first; or this one is, and waits for its turn.
+            if not self._make_room(urgent, self.place, now_s):
                 return
-            flight = choose_who_gives_way(
-                running,
-                preemptions_max=self._config.preemptions_max,
-                tokens_min=self._config.preempt_tokens_min,
-            )
+            self._room.take(urgent)
+            self._start_or_end(urgent, self.place, now_s)
+
+    def _make_room(self, request: GenerationRequest, place: Place, now_s: float) -> bool:
+        """Whether so many have left for it that it fits."""
+        if not self._config.preempt or self.draining:
+            return False
+        running = self.running
+        self._isolation.may_join(request, running, place.port.questions, now_s)
+        if self._isolation.concerns_somebody:
+            # Somebody is to be computed alone first; or this one is, and waits for its turn.
+            return False
+        while not self._has_room(request, running, now_s):
+            flight = None
+            if request.priority is Priority.INTERACTIVE:
+                flight = choose_less_urgent(running, self._config)
             if flight is None:
-                return
+                flight = choose_of_crowd(running, request, self._config)
+            if flight is None:
+                return False
             flight.request.preempted += 1
             self._give_way(flight)
-            # Its cache may need more than what this one had.
-            if self._has_room(urgent, running, now_s):
-                self._room.take(urgent)
-                self._start_or_end(urgent, self.place, now_s)
+        return True
 
     def _has_room(self, request: GenerationRequest, running: list[Flight], now_s: float) -> bool:
         assert self.place is not None

@@ -31,6 +31,13 @@ class LastIn:
         row = self._of[crowd[1]].first()
         return None if row is None else row[1]
 
+    def is_crowded_for(self, client: str) -> bool:
+        """Whether one has so many more here than this client that it still has no fewer with one less."""
+        crowd = self._crowds.first()
+        if crowd is None:
+            return False
+        return len(self._of[crowd[1]]) >= len(self._of.get(client, ())) + 2
+
     def _count(self, client: str, line: IndexedHeap[int]) -> None:
         """Of clients with as many the one whose last request came last."""
         last = line.first()

@@ -1,39 +1,60 @@
-"""Who gives way to a more urgent request that finds no place. Pure.
+"""Who gives way to a request that finds no place. Pure.
 
-Rule 1: only to `interactive`, and only who is of a less urgent tier. Rule 2: of the least urgent tier that runs, the one
-that began last: it has the least to lose where its cache can't be kept. Rule 3: nobody more often than
-`preemptions_max`, nor before it got `preempt_tokens_min` tokens in its place: so each makes progress, however many urgent ones
-come. Rule 4: nobody who asked not to be resumed, or is leaving anyway.
+Rule 1: to an `interactive` one, who is of a less urgent tier: of the least urgent that runs. Rule 2: to one whose client has
+at least two places fewer than another client, the other's, unless it is of a more urgent tier: so each client that has
+something to do soon has its share of the places, however many another one filled before. Rule 3: of those the one that
+began last: it has the least to lose where its cache can't be kept. Rule 4: nobody more often than `preemptions_max`, nor
+before it got `preempt_tokens_min` tokens in its place: so each makes progress, whoever comes. Rule 5: nobody who asked
+not to be resumed, or is leaving anyway.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 
+from mlxsup.config.schema import Scheduling
 from mlxsup.protocol.generation import Priority
+from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.scheduling.flights import Flight
 
 URGENCY = {tier: urgency for urgency, tier in enumerate(Priority)}
 """0 is the most urgent."""
 
 
-def choose_who_gives_way(
-    flights: Iterable[Flight], *, preemptions_max: int, tokens_min: int
+def choose_less_urgent(flights: Sequence[Flight], config: Scheduling) -> Flight | None:
+    """For an interactive request, of those in one batch in the order in which they began."""
+    return _choose([f for f in flights if f.request.priority is not Priority.INTERACTIVE], config)
+
+
+def choose_of_crowd(
+    flights: Sequence[Flight], newcomer: GenerationRequest, config: Scheduling
 ) -> Flight | None:
-    """Of those in one batch, in the order in which they began."""
+    """For one whose client has fewer places, of those in one batch in the order in which they began."""
+    places = Counter(flight.request.client for flight in flights if not flight.gives_way)
+    fair = places[newcomer.client] + 2
+    urgency = URGENCY[newcomer.priority]
+    crowd = [
+        flight
+        for flight in flights
+        if places[flight.request.client] >= fair and URGENCY[flight.request.priority] >= urgency
+    ]
+    return _choose(crowd, config)
+
+
+def _choose(flights: Sequence[Flight], config: Scheduling) -> Flight | None:
     chosen = None
     for flight in flights:
-        urgency = URGENCY[flight.request.priority]
-        if urgency == 0 or not _may_give_way(flight, preemptions_max, tokens_min):
-            continue
-        if chosen is None or urgency >= URGENCY[chosen.request.priority]:
+        if _may_give_way(flight, config) and (
+            chosen is None or URGENCY[flight.request.priority] >= URGENCY[chosen.request.priority]
+        ):
             chosen = flight
     return chosen
 
 
-def _may_give_way(flight: Flight, preemptions_max: int, tokens_min: int) -> bool:
+def _may_give_way(flight: Flight, config: Scheduling) -> bool:
     request = flight.request
     return (
         request.resume
         and not (flight.gives_way or request.ended or request.cancel_asked)
-        and request.preempted < preemptions_max
-        and len(request.tokens) - flight.tokens_before >= tokens_min
+        and request.preempted < config.preemptions_max
+        and len(request.tokens) - flight.tokens_before >= config.preempt_tokens_min
     )

@@ -18,7 +18,10 @@ def full(overfull: Overfull, retry_after_ms: int) -> RpcError:
 
 
 def displaced(retry_after_ms: int) -> RpcError:
-    return _overloaded("the queue of this model is full, and a more urgent request came", retry_after_ms)
+    return _overloaded(
+        "the queue of this model is full, and a request came that is more urgent, or whose client has fewer waiting",
+        retry_after_ms,
+    )
 
 
 def shed_for_wait(retry_after_ms: int) -> RpcError:

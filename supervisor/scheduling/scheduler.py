@@ -28,6 +28,7 @@ from mlxsup.supervisor.scheduling.flights import Flight, Flights, Place, Port
 from mlxsup.supervisor.scheduling.isolation import Isolation
 from mlxsup.supervisor.scheduling.shedding import Shedder
 from mlxsup.supervisor.scheduling.speed import Speed
+from mlxsup.supervisor.scheduling.track_record import TrackRecord
 from mlxsup.supervisor.scheduling.waiting_room import RoomBounds, WaitingRoom
 
 OnEnd = Callable[[GenerationRequest, RpcError | None], None]
@@ -61,7 +62,10 @@ class Scheduler:
         self._shedder = Shedder(config.sojourn_target_s, config.sojourn_interval_s)
         self._costs = CostModel()
         self._speed = Speed()
-        self._admission = Admission(model, self._room, self._costs, self._speed, preempts=config.preempt)
+        self._record = TrackRecord()
+        self._admission = Admission(
+            model, self._room, self._costs, self._speed, self._record, preempts=config.preempt
+        )
         self._dispatch = Dispatch(
             config,
             self._room,
@@ -105,8 +109,12 @@ class Scheduler:
             RpcError: OVERLOADED; LIMIT_EXCEEDED where its KV cache may never be that large.
         """
         dispatch = self._dispatch
-        limit = self._limit.at(now_s)
-        displaced = self._admission.admit(request, dispatch.place, dispatch.running, limit, now_s)
+        outlook = self._admission.admit(
+            request, dispatch.place, dispatch.running, self._limit.at(now_s), now_s
+        )
+        if dispatch.start_at_once(request, now_s):
+            return
+        displaced = self._admission.enqueue(request, outlook, now_s)
         if displaced is not None:
             self.fail(displaced, refusals.displaced(self._retry_after_ms(displaced, now_s)), now_s)
         self._fill(now_s)
@@ -126,6 +134,7 @@ class Scheduler:
         if request.ended:
             return
         if not self._take_out(request):
+            self._costs.learn_cut_off(request.order, len(request.tokens))
             self._stop_computing(request)
         self.fail(request, refusals.late(), now_s)
         self._fill(now_s)
@@ -297,6 +306,7 @@ class Scheduler:
     def _note_start(self, request: GenerationRequest, now_s: float) -> None:
         if request.marks.dispatched_s is None:
             request.marks.dispatched_s = now_s
+            self._record.note_start(request, now_s)
             self._shedder.note_start(now_s - request.marks.accepted_s, request.priority, now_s)
 
     def _go_behind(self, request: GenerationRequest) -> None:
@@ -353,6 +363,7 @@ class Scheduler:
             self.fail(request, error, now_s)
 
     def _note_end(self, request: GenerationRequest, error: RpcError | None, now_s: float) -> None:
+        self._record.note_end(request, error)
         if request.id not in self._flights:
             # Else the worker may yet die of it: until it has answered, the request is what it was.
             self._poison.forget(request)

@@ -4,8 +4,9 @@ Rule 1: who had its turn and lost it with its worker goes first. Rule 2: then th
 makes a request more urgent (`order`). Rule 3: in a tier clients share by tokens (`fair_share`), each client's requests
 going by their deadlines, and without any in order of arrival (`order`). Rule 4: never do more than `requests_max` wait,
 `tier_requests_max` of those that came with one tier, `client_requests_max` of one client; only who was accepted before is
-taken back beyond that. Rule 5: when only the first of these is reached, a newcomer displaces one that has had no turn yet
-from the least urgent tier behind its own. Rule 6: all that was put in comes out once: by `pop`, `take`, `remove`, or
+taken back beyond that. Rule 5: when only the first of these is reached, a newcomer displaces one that has had no turn yet:
+from the least urgent tier behind its own, or else the last of a client that has more in its tier than its own client
+would have (as the longest queue drops: Suter and others, 1998). Rule 6: all that was put in comes out once: by `pop`, `take`, `remove`, or
 displaced.
 
 So nobody starves, with T = 4 tiers. Once a request has waited (T - 1) times `age_step_s` it is in the first tier: nobody goes
@@ -87,6 +88,9 @@ class WaitingRoom:
         """How many wait of each client that has any."""
         return dict(self._of_client)
 
+    def count_of(self, client: str) -> int:
+        return self._of_client.get(client, 0)
+
     # In.
 
     def put(self, request: GenerationRequest, cost_tokens: int, now_s: float) -> GenerationRequest | None:
@@ -105,7 +109,7 @@ class WaitingRoom:
         displaced = None
         if len(self) >= bounds.requests_max:
             self._age(now_s)
-            displaced = self._last_in_behind(ticket.tier)
+            displaced = self._last_in_behind(ticket.tier) or self._last_in_of_a_crowd(ticket)
             if displaced is None:
                 raise Overfull("model", bounds.requests_max)
             self.remove(displaced)
@@ -205,6 +209,11 @@ class WaitingRoom:
             if first is not None:
                 return self._tickets[first].request
         return None
+
+    def _last_in_of_a_crowd(self, newcomer: Ticket) -> GenerationRequest | None:
+        last_in = self._last_in[newcomer.tier]
+        first = last_in.first() if last_in.is_crowded_for(newcomer.client) else None
+        return None if first is None else self._tickets[first].request
 
     # How it is done.
 

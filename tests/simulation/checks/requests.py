@@ -273,7 +273,7 @@ def what_is_accepted_ends_once(facts: Facts) -> Iterator[str]:
 
 
 def the_queue_keeps_its_bound(facts: Facts) -> Iterator[str]:
-    """One more may come where a less urgent one has to leave for it."""
+    """One more may come for whom another one has to leave, the queue or its place in the batch."""
     for submitted in facts.submitted.values():
         bound = facts.schedule.config.models[submitted.model].queue_requests_max
         full = submitted.queued_before >= bound
@@ -286,6 +286,8 @@ def the_queue_keeps_its_bound(facts: Facts) -> Iterator[str]:
 
 
 def _somebody_left_for(facts: Facts, submitted: Submitted) -> bool:
+    if any(given.at_s == submitted.at_s for given in facts.given[submitted.request]):
+        return True
     return any(
         ended.outcome == ErrorKind.OVERLOADED and ended.at_s == submitted.at_s
         for ends in facts.ended.values()

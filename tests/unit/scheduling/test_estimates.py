@@ -8,7 +8,7 @@ import pytest
 from mlxsup.protocol.generation import Message
 from mlxsup.protocol.worker_link import Generate
 from mlxsup.supervisor.scheduling.costs import CostModel
-from mlxsup.supervisor.scheduling.forecast import retry_after_ms, wait_s
+from mlxsup.supervisor.scheduling.forecast import Outlook, retry_after_ms, wait_s
 from mlxsup.supervisor.scheduling.speed import Speed
 from tests.fakes.requests import GREEDY
 
@@ -29,13 +29,14 @@ def test_a_prompt_of_tokens_is_counted_and_one_of_text_is_estimated() -> None:
 def test_how_long_a_token_is_and_an_answer_becomes_is_learned() -> None:
     costs = CostModel()
     assert costs.answer_tokens(order(max_tokens=1000)) == 1000
-    for _ in range(60):
+    for _ in range(400):
         costs.learn(order("x" * 300, max_tokens=1000), 100, 40)
 
     assert costs.prompt_tokens(order("x" * 600)) == pytest.approx(200, abs=1)
     assert costs.answer_tokens(order(max_tokens=900)) == 40
     assert costs.answer_tokens(order(max_tokens=20)) == 20
-    assert costs.tokens_left(order(max_tokens=900), 60) == 1
+    assert costs.tokens_left(order(max_tokens=900), 30) == pytest.approx(10, abs=1)
+    assert 1.0 <= costs.tokens_left(order(max_tokens=900), 60) < 10.0
 
 
 @pytest.mark.parametrize(("prompt_s", "answer_s"), [(0.001, 0.02), (0.004, 0.005), (0.0, 0.01)])
@@ -68,7 +69,7 @@ def test_nothing_is_learned_of_speed_while_nobody_waits_or_nothing_is_computed()
 
 
 def test_nobody_waits_while_there_is_a_place() -> None:
-    assert wait_s(running_s=9.0, ahead_s=0.0, places=4, taken=3) == 0.0
+    assert wait_s(running_s=9.0, ahead_s=0.0, typical_s=1.0, places=4, taken=3) == 0.0
 
 
 @pytest.mark.parametrize("queued", [0, 1, 5, 40, 200])
@@ -82,7 +83,9 @@ def test_a_predicted_wait_is_near_what_a_batch_that_shares_the_machine_makes_of_
         chance = random.Random(seed)
         running = [chance.uniform(0.0, 2.0) for _ in range(places)]
         waiting = [chance.uniform(0.5, 1.5) for _ in range(queued)]
-        predicted = wait_s(running_s=sum(running), ahead_s=sum(waiting), places=places, taken=places)
+        predicted = wait_s(
+            running_s=sum(running), ahead_s=sum(waiting), typical_s=1.0, places=places, taken=places
+        )
         ratios.append(predicted / _simulated_wait_s(running, waiting))
 
     ratios.sort()
@@ -105,4 +108,6 @@ def _simulated_wait_s(running: list[float], waiting: list[float]) -> float:
 
 
 def test_a_hint_is_never_nothing_and_is_a_second_where_nothing_is_known() -> None:
-    assert (retry_after_ms(0.0), retry_after_ms(None), retry_after_ms(2.5)) == (1, 1000, 2500)
+    assert retry_after_ms(None) == 1000
+    assert retry_after_ms(Outlook(wait_s=0.0, service_s=0.0)) == 1
+    assert retry_after_ms(Outlook(wait_s=2.0, service_s=0.5)) == 2500

@@ -52,8 +52,10 @@ class Stage:
         place = Place(self.worker, 1, context_tokens=1000, kv_bytes_per_token=1, kv_bytes_max=kv_bytes_max)
         self.scheduler.on_ready(place, 0.0)
 
-    def ask(self, tier: Priority, tokens: int = 100, now_s: float = 0.0) -> GenerationRequest:
-        request = make_request(CollectingSink(), priority=tier, tokens=tokens, now_s=now_s)
+    def ask(
+        self, tier: Priority, tokens: int = 100, now_s: float = 0.0, client: str = "c"
+    ) -> GenerationRequest:
+        request = make_request(CollectingSink(), priority=tier, tokens=tokens, client=client, now_s=now_s)
         self.scheduler.on_request(request, now_s)
         return request
 
@@ -209,3 +211,24 @@ def test_a_cache_that_is_larger_than_configured_is_refused_with_the_numbers() ->
         stage.ask(Priority.NORMAL, tokens=700)
 
     assert refused.value.kind is ErrorKind.LIMIT_EXCEEDED
+
+
+def test_clients_with_no_place_get_those_that_another_has_too_many_of_and_not_its_last() -> None:
+    stage = Stage(batch_sequences_max=3)
+    many = [stage.ask(Priority.NORMAL, client="many") for _ in range(4)]
+    for request in many[:3]:
+        stage.step(request, 8)
+    one, other, third = (stage.ask(Priority.NORMAL, client=client) for client in ("one", "other", "third"))
+
+    assert stage.worker.going_on == [many[2].id, many[1].id]
+    assert {one.id, other.id} < set(stage.running())
+    assert third.id not in stage.running()
+
+
+def test_a_client_with_no_place_gets_none_of_a_more_urgent_tier() -> None:
+    stage = Stage(batch_sequences_max=2)
+    for _ in range(3):
+        stage.step(stage.ask(Priority.HIGH, client="many"), 8)
+    stage.ask(Priority.NORMAL, client="one")
+
+    assert stage.worker.going_on == []
