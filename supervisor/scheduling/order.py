@@ -54,6 +54,10 @@ class Order:
             return (2, ticket.cost_tokens, arrived_s, number)
         return (1, due_s, arrived_s, number)
 
+    def has_come_up(self, ticket: Ticket, now_s: float) -> bool:
+        """Whether it has waited until it would be there with whichever tier it had come."""
+        return self._moment(ticket, len(TIERS) - 1) <= now_s
+
     def next_change_s(self, ticket: Ticket) -> float | None:
         """When waiting next changes its tier or its key. None: no more."""
         aged = self._next_age(ticket)

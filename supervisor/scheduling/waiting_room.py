@@ -80,6 +80,11 @@ class WaitingRoom:
         """So many were put back, and go first."""
         return len(self._returned)
 
+    @property
+    def begun(self) -> int:
+        """So many have had a turn, and wait for another one."""
+        return len(self._returned) + len(self._begun)
+
     def counts(self) -> dict[Priority, int]:
         """How many wait of those that came with each tier."""
         return dict(self._of_tier)
@@ -109,7 +114,7 @@ class WaitingRoom:
         displaced = None
         if len(self) >= bounds.requests_max:
             self._age(now_s)
-            displaced = self._last_in_behind(ticket.tier) or self._last_in_of_a_crowd(ticket)
+            displaced = self._last_in_behind(ticket.tier) or self._last_in_of_a_crowd(ticket, now_s)
             if displaced is None:
                 raise Overfull("model", bounds.requests_max)
             self.remove(displaced)
@@ -210,10 +215,12 @@ class WaitingRoom:
                 return self._tickets[first].request
         return None
 
-    def _last_in_of_a_crowd(self, newcomer: Ticket) -> GenerationRequest | None:
+    def _last_in_of_a_crowd(self, newcomer: Ticket, now_s: float) -> GenerationRequest | None:
         last_in = self._last_in[newcomer.tier]
         first = last_in.first() if last_in.is_crowded_for(newcomer.client) else None
-        return None if first is None else self._tickets[first].request
+        if first is None or self._order.has_come_up(self._tickets[first], now_s):
+            return None
+        return self._tickets[first].request
 
     # How it is done.
 

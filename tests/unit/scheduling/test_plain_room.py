@@ -134,11 +134,24 @@ class PlainRoom:
         )
 
     def last_behind(self, tier: int) -> GenerationRequest | None:
-        fresh = [request for request in self.waiting.values() if request.id not in self.begun]
+        fresh = self.fresh()
         least = max((self.tier_seen(request) for request in fresh), default=-1)
         if least <= tier:
             return None
-        fresh = [request for request in fresh if self.tier_seen(request) == least]
+        return self.last_in([request for request in fresh if self.tier_seen(request) == least])
+
+    def last_of_a_crowd(self, tier: int, client: str) -> GenerationRequest | None:
+        fresh = [request for request in self.fresh() if self.tier_seen(request) == tier]
+        last = self.last_in(fresh) if fresh else None
+        if last is None or self.now_s - last.marks.accepted_s >= 3 * AGE_STEP_S:
+            return None
+        crowd, own = (sum(request.client == name for request in fresh) for name in (last.client, client))
+        return last if crowd - 1 > own else None
+
+    def fresh(self) -> list[GenerationRequest]:
+        return [request for request in self.waiting.values() if request.id not in self.begun]
+
+    def last_in(self, fresh: list[GenerationRequest]) -> GenerationRequest:
         newest = {
             request.client: max(_age(other) for other in fresh if other.client == request.client)
             for request in fresh
@@ -193,7 +206,7 @@ class SameAsThePlainRoom(RuleBasedStateMachine):
         leaves = None
         if which == "model":
             plain.look(self.now_s)
-            leaves = plain.last_behind(TIERS.index(tier))
+            leaves = plain.last_behind(TIERS.index(tier)) or plain.last_of_a_crowd(TIERS.index(tier), client)
         if which is not None and leaves is None:
             with pytest.raises(Overfull) as overfull:
                 self.room.put(request, cost, self.now_s)

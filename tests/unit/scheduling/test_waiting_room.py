@@ -323,6 +323,38 @@ def test_nobody_leaves_for_one_of_its_own_tier_or_a_less_urgent_one() -> None:
             room.put(request_of("b", tier), 1, 0.0)
 
 
+def test_of_a_full_tier_the_last_of_a_crowd_leaves_for_a_client_that_would_still_have_no_more() -> None:
+    room = make_room(requests_max=4)
+    crowd = [request_of("crowd") for _ in range(4)]
+    for request in crowd:
+        room.put(request, 1, 0.0)
+
+    assert room.put(request_of("a"), 1, 0.0) is crowd[3]
+    assert room.put(request_of("b"), 1, 0.0) is crowd[2]
+    for client in ("b", "c"):
+        with pytest.raises(Overfull):
+            room.put(request_of(client, BACKGROUND), 1, 0.0)
+    with pytest.raises(Overfull):
+        room.put(request_of("a"), 1, 0.0)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_the_last_of_a_crowd_stays_once_it_has_waited_its_way_up(tier: Priority) -> None:
+    aged_s = 3 * AGE_STEP_S
+    for now_s, leaves in ((aged_s - 1, True), (aged_s, False)):
+        room = make_room(requests_max=3)
+        crowd = [request_of("crowd", tier) for _ in range(3)]
+        for request in crowd:
+            room.put(request, 1, 0.0)
+        # With the tier that the crowd has come to.
+        newcomer = request_of("a", TIERS[max(0, TIERS.index(tier) - int(now_s // AGE_STEP_S))], at_s=now_s)
+        if leaves:
+            assert room.put(newcomer, 1, now_s) is crowd[2]
+        else:
+            with pytest.raises(Overfull):
+                room.put(newcomer, 1, now_s)
+
+
 def test_one_that_has_begun_or_has_waited_its_way_up_does_not_leave() -> None:
     room = make_room(requests_max=3)
     room.put_again(request_of(priority=BACKGROUND), 1)
