@@ -73,10 +73,20 @@ class Quantiles(_Result, frozen=True):
     max: float
 
 
+class Recent(_Result, frozen=True):
+    """Of what came within the last `window_s`: first tokens, and the mean time between tokens over a stretch of them."""
+
+    window_s: float
+    ttft_ms: Quantiles
+    inter_token_ms: Quantiles
+
+
 class Counters(_Result, frozen=True):
     """Requests by how they ended, and tokens, since the supervisor started.
 
-    `requests_resumed`: of those that have ended, the ones that went on in another worker when theirs had died.
+    `requests_resumed`: of those that have ended, the ones that went on in another worker when theirs had died. `refused`:
+    by the error, those that were never accepted. Tokens of answers count as they come, those of prompts once their request
+    has ended.
     """
 
     requests_total: int
@@ -89,6 +99,8 @@ class Counters(_Result, frozen=True):
     ttft_ms: Quantiles
     queue_ms: Quantiles
     inter_token_ms: Quantiles
+    refused: dict[str, int] = {}
+    recent: Recent | None = None
 
 
 class SupervisorStats(_Result, frozen=True):
@@ -130,8 +142,33 @@ class SloStats(_Result, frozen=True):
     changes: list[SloChange]
 
 
+class Activity(_Result, frozen=True):
+    """What a model does now: requests that are computed and that wait, by tier. So many as `queued_again` of those that wait
+    were computed before, and gave way or lost their worker. `reserved_bytes` of the memory are kept for its workers;
+    `residency` says how it stands with that: out, waiting, loading, resident, restarting or leaving. So many as
+    `quarantined_requests` are refused, since workers died of them.
+    """
+
+    running: dict[str, int]
+    queued: dict[str, int]
+    queued_again: int
+    reserved_bytes: int
+    residency: str
+    quarantined_requests: int
+
+
+class MemoryStats(_Result, frozen=True):
+    """What models may have of the memory, and what of it is kept for them. `free_bytes`, which nobody has a claim to, is
+    less than the difference where others use the machine, and below zero when somebody holds more than was thought.
+    """
+
+    capacity_bytes: int
+    reserved_bytes: int
+    free_bytes: int
+
+
 class Stats(_Result, frozen=True):
-    """`workers`: of each model, as `models`. `slo`: of each model and tier that has objectives."""
+    """`workers`, `activity`: of each model. `slo`: of each model and tier that has objectives."""
 
     supervisor: SupervisorStats
     overall: Counters
@@ -139,6 +176,8 @@ class Stats(_Result, frozen=True):
     priorities: dict[str, Counters]
     workers: dict[str, WorkerCounters]
     slo: dict[str, dict[str, list[SloStats]]] = {}
+    activity: dict[str, Activity] = {}
+    memory: MemoryStats | None = None
 
 
 class SubscribeParams(_Params, frozen=True):

@@ -123,6 +123,7 @@ class Service:
         try:
             runner.submit(request)
         except RpcError as error:
+            self._counters.request_refused(request, error.kind)
             self._slos.request_refused(request, error.kind, now_s)
             raise
         self._counters.request_accepted(request)
@@ -131,9 +132,13 @@ class Service:
             self._nursery.start_soon(self._expire, runner, request, scope)
         return Running(request, runner)
 
+    def request_progressed(self, request: GenerationRequest, now_s: float) -> None:
+        self._counters.request_progressed(request, now_s)
+
     def request_ended(self, request: GenerationRequest, outcome: str) -> None:
-        self._counters.request_ended(request, outcome)
-        self._slos.request_ended(request, outcome, trio.current_time())
+        now_s = trio.current_time()
+        self._counters.request_ended(request, outcome, now_s)
+        self._slos.request_ended(request, outcome, now_s)
         deadline = self._deadlines.pop(request.id, None)
         if deadline is not None:
             deadline.cancel()
@@ -177,7 +182,10 @@ class Service:
         for runner in runners:
             for priority, count in runner.queued_by_priority().items():
                 by_priority[priority] = by_priority.get(priority, 0) + count
-        overall, models, priorities = self._counters.read({r.name: r.queued for r in runners}, by_priority)
+        now_s = trio.current_time()
+        by_model = {runner.name: runner.queued for runner in runners}
+        overall, models, priorities = self._counters.read(by_model, by_priority, now_s)
+        ledger = self._pool.residency.ledger
         return service.Stats(
             supervisor=service.SupervisorStats(
                 uptime_s=round(time.monotonic() - self._started_s, 3),
@@ -188,7 +196,13 @@ class Service:
             models=models,
             priorities=priorities,
             workers={runner.name: self._workers.read(runner.name) for runner in runners},
-            slo=self._slos.read(trio.current_time()),
+            slo=self._slos.read(now_s),
+            activity={runner.name: runner.activity() for runner in runners},
+            memory=service.MemoryStats(
+                capacity_bytes=ledger.capacity_bytes,
+                reserved_bytes=ledger.reserved_bytes,
+                free_bytes=ledger.free_bytes(),
+            ),
         )
 
     async def _subscribe(self, params: service.SubscribeParams, caller: Caller) -> service.SubscribeResult:

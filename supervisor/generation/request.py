@@ -14,6 +14,9 @@ from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import FinishReason, GenerationResult, Priority, ServedBy, Timings, Usage
 from mlxsup.protocol.worker_link import Generate, Generated
 
+# To tell of every token of a thousand streams would take longer than to pass it on.
+_STRETCH_TOKENS = 16
+
 
 class Sink(Protocol):
     """Where a request's output goes. Calls come in order, `delta` any number of times, then one end."""
@@ -26,7 +29,11 @@ class Sink(Protocol):
 
 
 class Observer(Protocol):
-    """Is told of each request's one end, to count it."""
+    """Is told how a request gets on, and of its one end, to count it."""
+
+    def request_progressed(self, request: "GenerationRequest", now_s: float) -> None:
+        """With its first token, and then with every sixteenth or so."""
+        ...
 
     def request_ended(self, request: "GenerationRequest", outcome: str) -> None: ...
 
@@ -71,6 +78,7 @@ class GenerationRequest:
         self._tokens_at_resumes: list[int] = []
         self.chars = 0
         self.prompt_tokens = 0
+        self._tell_at_tokens = 1
         self.cancel_asked = False
         # So often it has given way to a more urgent one.
         self.preempted = 0
@@ -116,6 +124,9 @@ class GenerationRequest:
             if marks.first_token_s is None:
                 marks.first_token_s = now_s
             marks.last_token_s = now_s
+            if len(self.tokens) >= self._tell_at_tokens:
+                self._tell_at_tokens = len(self.tokens) + _STRETCH_TOKENS
+                self._observer.request_progressed(self, now_s)
         if text:
             self.chars += len(text)
             self._utf8 += text.encode()

@@ -15,7 +15,7 @@ from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import Priority
-from mlxsup.protocol.service import LoadOptions
+from mlxsup.protocol.service import Activity, LoadOptions
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.pool.attempt import OnProgress
@@ -141,6 +141,16 @@ class ModelRunner:
 
     def queued_by_priority(self) -> dict[str, int]:
         return self._scheduler.queued_by_priority()
+
+    def activity(self) -> Activity:
+        return Activity(
+            running=self._scheduler.running_by_priority(),
+            queued=self._scheduler.queued_by_priority(),
+            queued_again=self._scheduler.queued_again,
+            reserved_bytes=self._reservation.bytes,
+            residency=self._reservation.phase.value,
+            quarantined_requests=self._poison.count_quarantined(self.name),
+        )
 
     # What policies want.
 

@@ -137,6 +137,9 @@ class PoisonWatch:
             del self._quarantined[digest]
         return released
 
+    def count_quarantined(self, model: str) -> int:
+        return sum(entry.model == model for entry in self._quarantined.values())
+
     def find(self, model: str, order: Generate) -> QuarantinedRequest | None:
         """The entry that refuses this request, if there is one."""
         if not self._quarantined:

@@ -98,10 +98,15 @@ class Ledger:
         """By those of them that have a claim."""
         return sum(claim.bytes for model, claim in self._claims.items() if model in models)
 
+    @property
+    def reserved_bytes(self) -> int:
+        """What is kept for all that have a claim."""
+        return sum(claim.bytes for claim in self._claims.values())
+
     def free_bytes(self) -> int:
         """What nobody has a claim to; below zero when somebody holds more than was thought."""
         claims = self._claims.values()
-        unclaimed = self.capacity_bytes - sum(claim.bytes for claim in claims)
+        unclaimed = self.capacity_bytes - self.reserved_bytes
         if self.has_budget:
             return unclaimed
         growth = sum(claim.bytes - claim.resident_bytes for claim in claims)

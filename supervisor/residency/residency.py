@@ -163,6 +163,18 @@ class Reservation:
         assert self._occupant is not None
         return self._occupant.demand()
 
+    # What is to be seen.
+
+    @property
+    def bytes(self) -> int:
+        """What is kept for its workers."""
+        claim = self._residency.ledger.get(self.model)
+        return 0 if claim is None else claim.bytes
+
+    @property
+    def phase(self) -> Phase:
+        return self._keeper.get(self.model).phase
+
     # For the residency:
 
     def settle(self, error: RpcError | None) -> None:
@@ -236,9 +248,7 @@ class Reservation:
         """What its KV caches may hold: as configured, or else what nobody else has a claim to."""
         if self._config.kv_bytes_max is not None:
             return self._config.kv_bytes_max
-        claim = self._residency.ledger.get(self.model)
-        own = 0 if claim is None else claim.bytes
-        return max(0, self._residency.ledger.free_bytes() + own - resident_bytes)
+        return max(0, self._residency.ledger.free_bytes() + self.bytes - resident_bytes)
 
     def measured(self, resident_bytes: list[int]) -> None:
         """What each of its workers holds."""

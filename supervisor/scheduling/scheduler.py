@@ -92,6 +92,18 @@ class Scheduler:
     def queued_by_priority(self) -> dict[str, int]:
         return {tier.value: count for tier, count in self._room.counts().items()}
 
+    @property
+    def queued_again(self) -> int:
+        """Of those that wait, so many were computed before."""
+        return self._room.begun
+
+    def running_by_priority(self) -> dict[str, int]:
+        """Those that somebody waits for."""
+        running = dict.fromkeys(Priority, 0)
+        for flight in self._flights:
+            running[flight.request.priority] += not flight.request.ended
+        return {tier.value: count for tier, count in running.items()}
+
     def in_flight(self, port: Port) -> list[GenerationRequest]:
         """Those that the worker behind `port` has."""
         return [flight.request for flight in self._flights.of(port)]

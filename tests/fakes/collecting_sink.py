@@ -23,6 +23,9 @@ class CollectingSink:
     def error(self, error: RpcError) -> None:
         self.outcomes.append(error)
 
+    def request_progressed(self, _: GenerationRequest, now_s: float) -> None:
+        pass
+
     def request_ended(self, _: GenerationRequest, outcome: str) -> None:
         self.counted.append(outcome)
 
