@@ -14,6 +14,7 @@ TIERS = list(Priority)
 FIRST_TIER_S = (len(TIERS) - 1) * AGE_STEP_S
 PATIENCE_S = len(TIERS) * AGE_STEP_S
 
+Arrival = tuple[str, Priority, int, int | None]
 ARRIVAL = st.tuples(
     st.sampled_from(["victim", "a", "b", "c"]),
     st.sampled_from(TIERS),
@@ -47,7 +48,7 @@ class Siege:
         displaced = self.room.put(request, cost, self.now_s)
         assert displaced is not self.victim
 
-    def come(self, arrivals: list[tuple[str, Priority, int, int | None]]) -> None:
+    def come(self, arrivals: list[Arrival]) -> None:
         for client, tier, cost, left_s in arrivals:
             deadline_s = None if left_s is None else self.now_s + left_s
             self.put(request_of(client, tier, at_s=self.now_s, deadline_s=deadline_s), cost)
@@ -93,13 +94,12 @@ def test_a_request_is_passed_by_no_more_than_was_published(
     quantum: int,
     victims_tier: Priority,
     shortest_first: bool,
-    before: list[tuple[str, Priority, int, int | None]],
-    flood: list[tuple[int, list[tuple[str, Priority, int, int | None]]]],
+    before: list[Arrival],
+    flood: list[tuple[int, list[Arrival]]],
 ) -> None:
     siege = Siege(quantum, victims_tier, shortest_first=shortest_first, requests_max=1_000_000)
     siege.come(before)
     siege.put(siege.victim, 60)
-    # Nobody gets a place until the victim is in the first tier.
     rounds = 0
     while siege.now_s < PATIENCE_S + 3 * AGE_STEP_S or rounds < 50:
         gap_s, arrivals = flood[rounds % len(flood)]
@@ -129,10 +129,12 @@ def test_the_least_urgent_one_gets_its_place_however_many_urgent_ones_come_meanw
 ) -> None:
     siege = Siege(8, Priority.BACKGROUND, shortest_first=shortest_first, requests_max=1_000_000)
     siege.put(siege.victim, 60)
-    served = siege.pop() if siege.now_s else None
+    served = None
     while served is not siege.victim:
         siege.now_s += 1
-        hurried = [(client, Priority.INTERACTIVE, 8, 5) for client in ("victim", "a", "b", "c")]
+        hurried: list[Arrival] = [
+            (client, Priority.INTERACTIVE, 8, 5) for client in ("victim", "a", "b", "c")
+        ]
         siege.come([*hurried, *hurried])
         served = siege.pop()
         assert siege.now_s <= PATIENCE_S + 4
@@ -143,7 +145,7 @@ def test_one_that_is_in_the_first_tier_is_displaced_by_nobody() -> None:
     siege = Siege(8, Priority.BACKGROUND, shortest_first=False, requests_max=3)
     siege.put(siege.victim, 60)
     siege.now_s = FIRST_TIER_S
-    urgent = [("a", Priority.INTERACTIVE, 8, None)]
+    urgent: list[Arrival] = [("a", Priority.INTERACTIVE, 8, None)]
     siege.come([("b", Priority.NORMAL, 8, None), *urgent])
     siege.come(urgent)
 

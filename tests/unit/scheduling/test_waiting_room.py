@@ -255,9 +255,11 @@ def test_who_goes_out_of_turn_is_charged_for_it() -> None:
 
 
 def test_a_bound_that_is_reached_refuses_and_says_which_it_is() -> None:
-    bounds = {"client": "client_requests_max", "tier": "tier_requests_max", "model": "requests_max"}
-    for which, bound in bounds.items():
-        room = make_room(**{bound: 2})
+    for which, room in (
+        ("client", make_room(client_requests_max=2)),
+        ("tier", make_room(tier_requests_max=2)),
+        ("model", make_room(requests_max=2)),
+    ):
         for _ in range(2):
             room.put(request_of(), 1, 0.0)
         with pytest.raises(Overfull) as raised:
@@ -369,8 +371,10 @@ def test_one_that_has_begun_or_has_waited_its_way_up_does_not_leave() -> None:
 
 
 def test_a_bound_of_the_tier_or_the_client_displaces_nobody() -> None:
-    for bound in ("tier_requests_max", "client_requests_max"):
-        room = make_room(requests_max=2, **{bound: 1})
+    for room in (
+        make_room(requests_max=2, tier_requests_max=1),
+        make_room(requests_max=2, client_requests_max=1),
+    ):
         room.put(request_of("a", URGENT), 1, 0.0)
         room.put(request_of("b", BACKGROUND), 1, 0.0)
         with pytest.raises(Overfull):
