@@ -121,6 +121,45 @@ def streams(as_json: bool, check: bool, seed: int, **sizes: Any) -> None:
     report.close(as_json=as_json, check=check)
 
 
+_part = click.option(
+    "--part",
+    default="model",
+    show_default=True,
+    type=click.Choice(["model", "null"]),
+    help="With a real model, or with an engine that computes nothing at a fixed pace.",
+)
+
+
+@main.command()
+@_common
+@_part
+@click.option(
+    "--levels",
+    default=(1.0, 2.0, 5.0, 10.0),
+    show_default=True,
+    multiple=True,
+    help="Multiples of capacity; the first is what the others are held against.",
+)
+@click.option("--rounds", default=2, show_default=True, help="Of all levels.")
+@click.option("--batch", default=16, show_default=True, help="Requests that are computed together.")
+@click.option("--queue", default=64, show_default=True, help="Requests that may wait.")
+@click.option("--prompt-tokens", default=60, show_default=True, help="About.")
+@click.option("--answer-tokens", default=32, show_default=True, help="At most.")
+@click.option(
+    "--hurried-share", default=0.5, show_default=True, help="Of a full queue that half have time for."
+)
+@click.option("--settle-s", default=15.0, show_default=True, help="Before what is measured, of each level.")
+@click.option("--seconds", default=45.0, show_default=True, help="What is measured, of each level.")
+def overload(as_json: bool, check: bool, seed: int, part: str, **sizes: Any) -> None:
+    """Several times what a model can do: what gets done, how soon the rest is refused, and whether it is told the truth."""
+    from scripts.benchmarks.overload import OverloadSizes, measure_overload
+    from scripts.benchmarks.report import Report
+
+    report = Report("overload", seed)
+    report.add(measure_overload(part, OverloadSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
 @main.command(hidden=True)
 def null_worker() -> None:
     """A worker of the supervisor whose engine computes nothing."""

@@ -1,8 +1,8 @@
 """An engine that computes nothing, for measuring everything around an engine.
 
 A request's prompt is JSON that says what it gives: a text that only depends on its seed, at once, so that whoever
-reads it can tell whether it is all there; or the moment at which each token was made, at random intervals, each
-sequence for itself or all of a batch in steps.
+reads it can tell whether it is all there; or that text at a fixed speed; or the moment at which each token was made, at
+random intervals, each sequence for itself or all of a batch in steps. A batch is of one kind.
 """
 
 import random
@@ -14,6 +14,7 @@ import msgspec
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared, ReportLoad
+from scripts.benchmarks.timed import Timed, TimedBatch
 
 _CONTEXT_TOKENS = 1 << 24
 _VOCABULARY_TOKENS = 49152
@@ -56,8 +57,7 @@ class Paced(msgspec.Struct, frozen=True, tag=True):
 class Stepped(msgspec.Struct, frozen=True, tag=True):
     """A token in each step of the batch, which takes between `least_ms` and `most_ms` however many are in it.
 
-    The text is as that of `Paced`. All sequences of one batch are to be of this kind; the one that was there first says
-    how long the steps are.
+    The text is as that of `Paced`. The sequence that was there first says how long the steps are.
     """
 
     seed: int
@@ -65,9 +65,16 @@ class Stepped(msgspec.Struct, frozen=True, tag=True):
     most_ms: float
 
 
+Order = Flood | Paced | Stepped | Timed
+
+
 def flood_text(seed: int, tokens: int) -> str:
-    """What a `Flood` gives."""
+    """What a `Flood` gives, or a `Timed`."""
     return "".join(_piece(seed, number) for number in range(tokens))
+
+
+def _order(request: Generate) -> Order:
+    return msgspec.json.decode(request.prompt or "", type=Order)
 
 
 def _piece(seed: int, number: int) -> str:
@@ -77,7 +84,8 @@ def _piece(seed: int, number: int) -> str:
 class _Sequence(msgspec.Struct):
     make_text: Callable[[int], str]
     max_tokens: int
-    tokens: int = 0
+    tokens: int
+    cached_tokens: int
 
 
 class NullEngine:
@@ -91,23 +99,30 @@ class NullEngine:
         )
         self._running: dict[int, _Sequence] = {}
         self._beat: _Beat | None = None
+        self._timed = TimedBatch()
+        self._is_timed = False
 
     @property
     def sequences(self) -> int:
         return len(self._running)
 
     def prepare(self, request: Generate) -> Prepared:
-        return Prepared([0], request)
+        order = _order(request)
+        return Prepared([0] * (order.prompt_tokens if isinstance(order, Timed) else 1), request)
 
     def submit(self, id: int, prepared: Prepared) -> None:
         if not self._running:
             self._beat = None
-        order = msgspec.json.decode(prepared.request.prompt or "", type=Flood | Paced | Stepped)
-        self._running[id] = _Sequence(self._text_maker(order), prepared.request.max_tokens)
+        request = prepared.request
+        order = _order(request)
+        delivered = len(request.delivered_tokens)
+        self._is_timed = isinstance(order, Timed)
+        cached = self._timed.add(id, order, request.urgency, delivered) if isinstance(order, Timed) else 0
+        self._running[id] = _Sequence(self._text_maker(order), request.max_tokens, delivered, cached)
 
-    def _text_maker(self, order: Flood | Paced | Stepped) -> Callable[[int], str]:
+    def _text_maker(self, order: Order) -> Callable[[int], str]:
         match order:
-            case Flood(seed=seed):
+            case Flood(seed=seed) | Timed(seed=seed):
                 return lambda number: _piece(seed, number)
             case Paced():
                 return _paced(order)
@@ -117,38 +132,47 @@ class NullEngine:
                 return self._beat.text
 
     def cancel(self, id: int) -> Emission:
-        del self._running[id]
-        return Emission(id, "", [], FinishReason.CANCELLED)
+        self._timed.remove(id)
+        return self._end(id)
 
-    give_way = cancel
+    def give_way(self, id: int) -> Emission:
+        self._timed.remove(id, keeps=True)
+        return self._end(id)
+
+    def _end(self, id: int) -> Emission:
+        cached = self._running.pop(id).cached_tokens
+        return Emission(id, "", [], FinishReason.CANCELLED, cached)
 
     def forget(self, id: int) -> None:
-        """Nothing is kept."""
+        self._timed.forget(id)
 
     def tune(self, order: Tune) -> None:
         """It computes nothing that could be bounded."""
 
     @property
     def prefill_tokens(self) -> int:
-        return 0
+        return self._timed.prefill_tokens
 
-    def step(self, _: IsWanted) -> list[Emission]:
-        drafts = []
-        for id, sequence in list(self._running.items()):
-            number = sequence.tokens
-            sequence.tokens = number + 1
-            finish = None
-            if sequence.tokens == sequence.max_tokens:
-                finish = FinishReason.LENGTH
-                del self._running[id]
-            drafts.append((id, sequence.make_text, number, [number % _VOCABULARY_TOKENS], finish))
-        # The moments in the texts are to be those at which the step returns.
+    def step(self, is_wanted: IsWanted) -> list[Emission] | None:
+        if self._is_timed:
+            ids = self._timed.step(is_wanted)
+            return None if ids is None else [self._emission(id) for id in ids]
         if self._beat is not None:
             self._beat.step()
-        return [
-            Emission(id, make_text(number), tokens, finish)
-            for id, make_text, number, tokens, finish in drafts
-        ]
+        return [self._emission(id) for id in tuple(self._running)]
+
+    def _emission(self, id: int) -> Emission:
+        """Of the next token."""
+        sequence = self._running[id]
+        number = sequence.tokens
+        sequence.tokens = number + 1
+        finish = None
+        if sequence.tokens == sequence.max_tokens:
+            finish = FinishReason.LENGTH
+            del self._running[id]
+            self._timed.remove(id)
+        token = number % _VOCABULARY_TOKENS
+        return Emission(id, sequence.make_text(number), [token], finish, sequence.cached_tokens)
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import msgspec
 import trio
 import trio.testing
 
@@ -11,11 +12,11 @@ from mlxsup.protocol.client.aio import Client, _serving
 from mlxsup.protocol.exit_codes import ExitCode
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.worker.batch_loop import BatchLoop
-from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared
+from mlxsup.worker.engine.interface import Emission, IsWanted
 from mlxsup.worker.inbox import Command, EndOfInput, Inbox
 from mlxsup.worker.outbox import Outbox
 from mlxsup.worker.vitals import Vitals
-from scripts.benchmarks.null_engine import NullEngine
+from scripts.benchmarks.null_engine import Flood, NullEngine
 
 _SAMPLING = link.Sampling(
     temperature=0,
@@ -38,24 +39,18 @@ class _Recorder(NullEngine):
         self._left = requests
         self.batches: list[int] = []
 
-    def submit(self, id: int, _: Prepared) -> None:
-        super().submit(id, Prepared([0], _generate('{"type": "Flood", "seed": 0}')))
-
-    @property
-    def prefill_tokens(self) -> int:
-        return 0
-
-    def step(self, is_wanted: IsWanted) -> list[Emission]:
+    def step(self, is_wanted: IsWanted) -> list[Emission] | None:
         self.batches.append(self.sequences)
         emissions = super().step(is_wanted)
+        assert emissions is not None
         self._left -= sum(emission.finish is FinishReason.LENGTH for emission in emissions)
         if not self._left:
             self._inbox.put(EndOfInput())
         return emissions
 
 
-def _generate(prompt: str) -> link.Generate:
-    return link.Generate(max_tokens=2, sampling=_SAMPLING, prompt=prompt)
+def _generate() -> link.Generate:
+    return link.Generate(max_tokens=2, sampling=_SAMPLING, prompt=msgspec.json.encode(Flood(seed=0)).decode())
 
 
 def test_requests_that_come_to_an_idle_worker_together_are_one_batch_from_its_first_step() -> None:
@@ -63,7 +58,7 @@ def test_requests_that_come_to_an_idle_worker_together_are_one_batch_from_its_fi
     inbox = Inbox()
     engine = _Recorder(inbox, requests=5)
     for id in range(1, 6):
-        inbox.put(Command(id, _generate("")))
+        inbox.put(Command(id, _generate()))
 
     code = BatchLoop(engine, inbox, Outbox(write_end), Vitals()).run()
 

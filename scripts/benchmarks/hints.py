@@ -1,0 +1,86 @@
+"""Whether refusals told the truth about when to try again. Pure.
+
+The truth is the time from a refusal until all requests that had been accepted before it had begun: all are of one tier
+and one client here, so all of them were ahead of it.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from scripts.benchmarks.figures import quantile
+from scripts.benchmarks.traffic import Asked
+
+_FACTOR = 2.0
+# What messages of refusals have in common, by the name of the reason.
+_REASONS = {"queue of this model is full": "full", "answer would come too late": "late"}
+
+
+class Hint(msgspec.Struct, frozen=True):
+    """Of one refusal, in milliseconds; `hint_ms` is None where it gave none."""
+
+    hint_ms: int | None
+    truth_ms: float
+
+    @property
+    def is_true(self) -> bool:
+        """Within a factor of two."""
+        if self.hint_ms is None:
+            return False
+        return self.hint_ms <= _FACTOR * self.truth_ms and self.truth_ms <= _FACTOR * self.hint_ms
+
+
+class Hints(msgspec.Struct, frozen=True):
+    """`true_share` is 1.0 where there are none; the ratios, of a hint to the truth, are quantiles over all."""
+
+    count: int
+    true_share: float
+    truth_p50_ms: float | None
+    ratio_p05: float | None
+    ratio_p50: float | None
+    ratio_p95: float | None
+
+
+def reason(asked: Asked) -> str:
+    """Of a refusal: `full`, `late`, or else the kind of its error."""
+    assert asked.error is not None
+    return next((name for words, name in _REASONS.items() if words in asked.error.message), asked.error.kind)
+
+
+def began_s(asked: Asked) -> float | None:
+    """The moment at which one that was accepted left the queue; None for one that was refused at once.
+
+    One without a result left it at its first token, at the latest, or by its end.
+    """
+    if asked.result is not None:
+        return asked.sent_s + asked.result.timings.queue_ms / 1000
+    if asked.error is not None and reason(asked) in _REASONS.values():
+        return None
+    return asked.ended_s if asked.first_s is None else asked.first_s
+
+
+def check_hints(all_asked: Sequence[Asked], of: str) -> list[Hint]:
+    """Of all refusals for the reason `of`; `all_asked` are in the order in which they were sent, all on one connection."""
+    hints = []
+    latest_s = 0.0
+    for asked in all_asked:
+        left_s = began_s(asked)
+        if left_s is not None:
+            latest_s = max(latest_s, left_s)
+        elif reason(asked) == of:
+            assert asked.error is not None
+            truth_ms = max(0.0, latest_s - asked.ended_s) * 1000
+            hints.append(Hint(asked.error.data.retry_after_ms, truth_ms))
+    return hints
+
+
+def summarize(hints: Sequence[Hint]) -> Hints:
+    ratios = [hint.hint_ms / max(hint.truth_ms, 1e-3) for hint in hints if hint.hint_ms is not None]
+    return Hints(
+        count=len(hints),
+        true_share=sum(hint.is_true for hint in hints) / len(hints) if hints else 1.0,
+        truth_p50_ms=quantile([hint.truth_ms for hint in hints], 0.5) if hints else None,
+        ratio_p05=quantile(ratios, 0.05) if ratios else None,
+        ratio_p50=quantile(ratios, 0.5) if ratios else None,
+        ratio_p95=quantile(ratios, 0.95) if ratios else None,
+    )
