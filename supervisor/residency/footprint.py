@@ -38,12 +38,10 @@ ProcPidRusage = Callable[[int, int, Any], int]
 
 @functools.cache
 def _proc_pid_rusage() -> ProcPidRusage | None:
-    if sys.platform != "darwin":
-        return None
-    try:
-        return ctypes.CDLL(None).proc_pid_rusage
-    except (OSError, AttributeError):
-        return None
+    if sys.platform == "darwin":
+        found: ProcPidRusage | None = getattr(ctypes.CDLL(None), "proc_pid_rusage", None)
+        return found
+    return None
 
 
 def held_bytes(process: psutil.Process, ask: ProcPidRusage | None = None) -> int:
@@ -55,5 +53,5 @@ def held_bytes(process: psutil.Process, ask: ProcPidRusage | None = None) -> int
     ask = ask or _proc_pid_rusage()
     info = RusageInfo()
     if ask is not None and ask(process.pid, _RUSAGE_INFO_V0, ctypes.byref(info)) == 0:
-        return max(info.phys_footprint, info.wired_size)
+        return max(int(info.phys_footprint), int(info.wired_size))
     return int(process.memory_info().rss)

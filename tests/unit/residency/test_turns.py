@@ -1,6 +1,7 @@
 """Models that take turns in memory: how often each is loaded, and how long anybody waits."""
 
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_three_models_that_take_turns_in_memory_for_two_are_loaded_at_most_a_thi
         machine.add(name, SIZE, load_s=load_s)
     names = "abc" * 100
     for at, name in enumerate(names):
-        machine.at(at * interval_s, lambda name=name: machine.request(name, serve_s))
+        machine.at(at * interval_s, partial(machine.request, name, serve_s))
     machine.run_until(len(names) * interval_s + 600)
 
     waits_s = [wait_s for model in machine.models.values() for wait_s in model.waits_s]
