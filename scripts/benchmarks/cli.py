@@ -160,6 +160,61 @@ def overload(as_json: bool, check: bool, seed: int, part: str, **sizes: Any) -> 
     report.close(as_json=as_json, check=check)
 
 
+@main.command()
+@_common
+@_part
+@click.option("--rounds", default=3, show_default=True, help="Of all that is compared.")
+@click.option("--load", default=3.0, show_default=True, help="Of the background, in multiples of capacity.")
+@click.option("--interactive-per-s", default=1.0, show_default=True, help="Interactive requests.")
+@click.option("--batch", default=16, show_default=True, help="Requests that are computed together.")
+@click.option("--queue", default=32, show_default=True, help="Requests that may wait.")
+@click.option("--texts", default=24, show_default=True, help="Different ones, that the background asks for.")
+@click.option(
+    "--prompt-tokens",
+    default=(50, 150),
+    type=(int, int),
+    show_default=True,
+    help="Of the background's, about.",
+)
+@click.option(
+    "--answer-tokens", default=(64, 128), type=(int, int), show_default=True, help="Of the background's."
+)
+@click.option("--chat-prompt-tokens", default=180, show_default=True, help="Of the interactive ones, about.")
+@click.option("--chat-answer-tokens", default=24, show_default=True, help="Of the interactive ones.")
+@click.option("--settle-s", default=15.0, show_default=True, help="Before a background is measured.")
+@click.option("--seconds", default=40.0, show_default=True, help="What is measured, of each phase.")
+def mixed(as_json: bool, check: bool, seed: int, part: str, **sizes: Any) -> None:
+    """People and batch jobs at once: the time to an interactive request's first token, and the background's throughput."""
+    from scripts.benchmarks.mixed import MixedSizes, measure_mixed
+    from scripts.benchmarks.report import Report
+
+    report = Report("mixed", seed)
+    report.add(measure_mixed(part, MixedSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
+@main.command()
+@_common
+@_part
+@click.option("--rounds", default=3, show_default=True, help="Of all that is compared.")
+@click.option("--load", default=3.0, show_default=True, help="Of the big one, in multiples of capacity.")
+@click.option("--times", default=10.0, show_default=True, help="So much less the small one sends.")
+@click.option("--batch", default=16, show_default=True, help="Requests that are computed together.")
+@click.option("--client-queue", default=48, show_default=True, help="Requests of one client that may wait.")
+@click.option("--prompt-tokens", default=60, show_default=True, help="About.")
+@click.option("--answer-tokens", default=48, show_default=True, help="At most.")
+@click.option("--settle-s", default=15.0, show_default=True, help="Before what is measured under load.")
+@click.option("--seconds", default=60.0, show_default=True, help="What is measured, of each phase.")
+def tenants(as_json: bool, check: bool, seed: int, part: str, **sizes: Any) -> None:
+    """Two clients of one tier, one sending ten times as much: what the small one has to wait, beside being alone."""
+    from scripts.benchmarks.report import Report
+    from scripts.benchmarks.tenants import TenantsSizes, measure_tenants
+
+    report = Report("tenants", seed)
+    report.add(measure_tenants(part, TenantsSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
 @main.command(hidden=True)
 def null_worker() -> None:
     """A worker of the supervisor whose engine computes nothing."""

@@ -30,7 +30,7 @@ from scripts.benchmarks.traffic import (
     poisson,
     tokens_per_s,
 )
-from scripts.benchmarks.workload import WORKLOADS, Workload, endless, with_params
+from scripts.benchmarks.workload import WORKLOADS, Workload, texts, with_params
 
 GOAL_GOODPUT = 0.95
 GOAL_REFUSAL_MS = 5.0
@@ -107,7 +107,7 @@ async def _measure(
     async with connect(socket) as client:
         capacity = await measure_capacity(
             client,
-            endless(workload, seed, sizes.prompt_tokens, sizes.answer_tokens),
+            texts(workload, seed, sizes.prompt_tokens, sizes.answer_tokens),
             streams=sizes.batch + _NEXT,
             settle_s=sizes.settle_s,
             seconds=sizes.seconds,
@@ -159,7 +159,7 @@ def _orders(
     workload: Workload, sizes: OverloadSizes, deadlines_s: tuple[float, float], seed: int
 ) -> Iterator[Order]:
     chance = random.Random(f"deadlines {seed}")
-    for order in endless(workload, seed, sizes.prompt_tokens, sizes.answer_tokens):
+    for order in texts(workload, seed, sizes.prompt_tokens, sizes.answer_tokens):
         yield with_params(order, deadline_ms=max(1, round(chance.choice(deadlines_s) * 1000)))
 
 

@@ -66,13 +66,22 @@ class NullWorkload:
 WORKLOADS: dict[str, type[ModelWorkload | NullWorkload]] = {"model": ModelWorkload, "null": NullWorkload}
 
 
-def endless(
+def texts(
     workload: Workload, seed: int, prompt_tokens: int, answer_tokens: int, **params: Any
 ) -> Iterator[Order]:
     """Texts with these params besides."""
     chance = random.Random(f"texts {seed}")
     while True:
         yield with_params(workload.text(chance, prompt_tokens, answer_tokens), **params)
+
+
+def chats(
+    workload: Workload, seed: int, prompt_tokens: int, answer_tokens: int, **params: Any
+) -> Iterator[Order]:
+    """Endless, likewise."""
+    chance = random.Random(f"chats {seed}")
+    while True:
+        yield with_params(workload.chat(chance, prompt_tokens, answer_tokens), **params)
 
 
 def with_params(order: Order, **params: Any) -> Order:
