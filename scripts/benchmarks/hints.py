@@ -1,6 +1,6 @@
 """Whether refusals told the truth about when to try again. Pure.
 
-The truth is the time from a refusal until all requests that had been accepted before it had begun: all are of one tier
+The truth is the time from a refusal until all requests that had been accepted before it were answered: all are of one tier
 and one client here, so all of them were ahead of it.
 """
 
@@ -47,16 +47,11 @@ def reason(asked: Asked) -> str:
     return next((name for words, name in _REASONS.items() if words in asked.error.message), asked.error.kind)
 
 
-def began_s(asked: Asked) -> float | None:
-    """The moment at which one that was accepted left the queue; None for one that was refused at once.
-
-    One without a result left it at its first token, at the latest, or by its end.
-    """
-    if asked.result is not None:
-        return asked.sent_s + asked.result.timings.queue_ms / 1000
+def over_s(asked: Asked) -> float | None:
+    """The moment at which one that was accepted was answered, with whatever; None for one that was refused at once."""
     if asked.error is not None and reason(asked) in _REASONS.values():
         return None
-    return asked.ended_s if asked.first_s is None else asked.first_s
+    return asked.ended_s
 
 
 def check_hints(all_asked: Sequence[Asked], of: str) -> list[Hint]:
@@ -64,9 +59,9 @@ def check_hints(all_asked: Sequence[Asked], of: str) -> list[Hint]:
     hints = []
     latest_s = 0.0
     for asked in all_asked:
-        left_s = began_s(asked)
-        if left_s is not None:
-            latest_s = max(latest_s, left_s)
+        answered_s = over_s(asked)
+        if answered_s is not None:
+            latest_s = max(latest_s, answered_s)
         elif reason(asked) == of:
             assert asked.error is not None
             truth_ms = max(0.0, latest_s - asked.ended_s) * 1000
