@@ -105,7 +105,7 @@ def idle(as_json: bool, check: bool, seed: int, seconds: float) -> None:
 
 @main.command()
 @_common
-@click.option("--models", default=16, show_default=True, help="Each with a worker of its own.")
+@click.option("--models", default=63, show_default=True, help="Each with a worker and a batch of its own.")
 @click.option("--streams", default=1000, show_default=True, help="In all.")
 @click.option("--connections", default=1, show_default=True, help="Of clients, which share the streams.")
 @click.option("--tokens-per-s", default=8.0, show_default=True, help="Of each stream.")

@@ -3,7 +3,7 @@
 A client that decoded each delta as it came would measure itself, and take the processor from what it measures.
 """
 
-import selectors
+import select
 import socket
 import time
 from pathlib import Path
@@ -43,9 +43,11 @@ class Crowd:
 
     def __init__(self, path: Path, connections: int) -> None:
         self._lines = [_Line(path) for _ in range(connections)]
-        self._selector = selectors.DefaultSelector()
-        for line in self._lines:
-            self._selector.register(line.socket, selectors.EVENT_READ, line)
+        self._by_descriptor = {line.socket.fileno(): line for line in self._lines}
+        # Cheaper at each wake-up than `selectors` is.
+        self._poll = select.poll()
+        for descriptor in self._by_descriptor:
+            self._poll.register(descriptor, select.POLLIN)
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +55,6 @@ class Crowd:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._selector.close()
         for line in self._lines:
             line.socket.close()
 
@@ -89,8 +90,8 @@ class Crowd:
         return [heard for line in self._lines for heard in line.heard.values()]
 
     def _read(self, timeout_s: float) -> None:
-        for key, _ in self._selector.select(timeout_s):
-            line = key.data
+        for descriptor, _ in self._poll.poll(timeout_s * 1000):
+            line = self._by_descriptor[descriptor]
             chunk = line.socket.recv(_READ_BYTES)
             line.chunks.append((time.monotonic_ns(), chunk))
             if not chunk:

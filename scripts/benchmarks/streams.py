@@ -6,8 +6,11 @@ the bytes of its delta, both on the one monotonic clock.
 """
 
 import gc
+import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -93,14 +96,19 @@ def _load(child: SupervisorChild, names: list[str], seed: int, say: Say) -> None
     """And warm up: one short stream of each model, so that what is imported or built once is no stream's memory."""
     with Client.connect(child.socket) as client:
         client.call("model/pull", {"model": MODEL})
-        for number, name in enumerate(names, 1):
-            client.call("model/load", {"model": name})
-            say(f"loaded {number} of {len(names)} models")
+    say(f"loading {len(names)} models")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(partial(_load_one, child.socket), names))
     order = _order(seed, 1000.0)
     with Crowd(child.socket, 1) as crowd:
         crowd.ask([_params(name, order, _WARM_UP_TOKENS) for name in names])
         crowd.listen(1.0)
         crowd.hang_up(_END_S)
+
+
+def _load_one(socket: Path, name: str) -> None:
+    with Client.connect(socket) as client:
+        client.call("model/load", {"model": name})
 
 
 def _measure(
