@@ -168,7 +168,7 @@ def overload(as_json: bool, check: bool, seed: int, part: str, **sizes: Any) -> 
 @click.option("--interactive-per-s", default=1.0, show_default=True, help="Interactive requests.")
 @click.option("--batch", default=16, show_default=True, help="Requests that are computed together.")
 @click.option("--queue", default=32, show_default=True, help="Requests that may wait.")
-@click.option("--texts", default=24, show_default=True, help="Different ones, that the background asks for.")
+@click.option("--texts", default=12, show_default=True, help="Different ones, that the background asks for.")
 @click.option(
     "--prompt-tokens",
     default=(50, 150),
@@ -212,6 +212,29 @@ def tenants(as_json: bool, check: bool, seed: int, part: str, **sizes: Any) -> N
 
     report = Report("tenants", seed)
     report.add(measure_tenants(part, TenantsSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
+@main.command()
+@_common
+@click.option(
+    "--queued",
+    default=(100, 1000, 10_000, 100_000),
+    show_default=True,
+    multiple=True,
+    type=click.IntRange(2, 1_000_000),
+    help="How many wait; give it several times.",
+)
+@click.option("--rounds", default=5, show_default=True, help="Of every kind, among each number.")
+@click.option("--decisions", default=2000, show_default=True, help="Timed in each round.")
+@click.option("--clients", default=1000, show_default=True, help="That share the queue.")
+def decisions(as_json: bool, check: bool, seed: int, queued: tuple[int, ...], **sizes: int) -> None:
+    """What one scheduling decision costs, by how many requests wait."""
+    from scripts.benchmarks.decisions import DecisionSizes, measure_decisions
+    from scripts.benchmarks.report import Report
+
+    report = Report("decisions", seed)
+    report.add(measure_decisions(DecisionSizes(queued=tuple(sorted(set(queued))), **sizes), seed, report.say))
     report.close(as_json=as_json, check=check)
 
 

@@ -17,24 +17,32 @@ _REASONS = {"queue of this model is full": "full", "answer would come too late":
 
 
 class Hint(msgspec.Struct, frozen=True):
-    """Of one refusal, in milliseconds; `hint_ms` is None where it gave none."""
+    """Of one refusal, in milliseconds; `hint_ms` is None where it gave none. `begun_ms` is until all of them had begun."""
 
     hint_ms: int | None
     truth_ms: float
+    begun_ms: float
 
     @property
     def is_true(self) -> bool:
+        return self._is_near(self.truth_ms)
+
+    @property
+    def is_of_begins(self) -> bool:
+        """True, too, or instead, of the time until all had begun."""
+        return self._is_near(self.begun_ms)
+
+    def _is_near(self, ms: float) -> bool:
         """Within a factor of two."""
-        if self.hint_ms is None:
-            return False
-        return self.hint_ms <= _FACTOR * self.truth_ms and self.truth_ms <= _FACTOR * self.hint_ms
+        return self.hint_ms is not None and self.hint_ms <= _FACTOR * ms and ms <= _FACTOR * self.hint_ms
 
 
 class Hints(msgspec.Struct, frozen=True):
-    """`true_share` is 1.0 where there are none; the ratios, of a hint to the truth, are quantiles over all."""
+    """Shares are 1.0 where there are none; the ratios, of a hint to the truth, are quantiles over all."""
 
     count: int
     true_share: float
+    of_begins_share: float
     truth_p50_ms: float | None
     ratio_p05: float | None
     ratio_p50: float | None
@@ -54,18 +62,31 @@ def over_s(asked: Asked) -> float | None:
     return asked.ended_s
 
 
+def began_s(asked: Asked) -> float:
+    """When one that was accepted left the queue. One without a result left it with its first token, or with its end."""
+    if asked.result is not None:
+        return asked.sent_s + asked.result.timings.queue_ms / 1000
+    return asked.ended_s if asked.first_s is None else asked.first_s
+
+
 def check_hints(all_asked: Sequence[Asked], of: str) -> list[Hint]:
     """Of all refusals for the reason `of`; `all_asked` are in the order in which they were sent, all on one connection."""
     hints = []
-    latest_s = 0.0
+    latest_s = latest_begin_s = 0.0
     for asked in all_asked:
         answered_s = over_s(asked)
         if answered_s is not None:
             latest_s = max(latest_s, answered_s)
+            latest_begin_s = max(latest_begin_s, began_s(asked))
         elif reason(asked) == of:
             assert asked.error is not None
-            truth_ms = max(0.0, latest_s - asked.ended_s) * 1000
-            hints.append(Hint(asked.error.data.retry_after_ms, truth_ms))
+            hints.append(
+                Hint(
+                    asked.error.data.retry_after_ms,
+                    truth_ms=max(0.0, latest_s - asked.ended_s) * 1000,
+                    begun_ms=max(0.0, latest_begin_s - asked.ended_s) * 1000,
+                )
+            )
     return hints
 
 
@@ -73,9 +94,14 @@ def summarize(hints: Sequence[Hint]) -> Hints:
     ratios = [hint.hint_ms / max(hint.truth_ms, 1e-3) for hint in hints if hint.hint_ms is not None]
     return Hints(
         count=len(hints),
-        true_share=sum(hint.is_true for hint in hints) / len(hints) if hints else 1.0,
+        true_share=_share([hint.is_true for hint in hints]),
+        of_begins_share=_share([hint.is_of_begins for hint in hints]),
         truth_p50_ms=quantile([hint.truth_ms for hint in hints], 0.5) if hints else None,
         ratio_p05=quantile(ratios, 0.05) if ratios else None,
         ratio_p50=quantile(ratios, 0.5) if ratios else None,
         ratio_p95=quantile(ratios, 0.95) if ratios else None,
     )
+
+
+def _share(which: Sequence[bool]) -> float:
+    return sum(which) / len(which) if which else 1.0

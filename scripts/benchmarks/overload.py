@@ -250,6 +250,7 @@ def _hints_table(figures: OverloadFigures) -> Table:
             name,
             str(hints.count),
             f"{hints.true_share:.3f}",
+            f"{hints.of_begins_share:.3f}",
             _figure(hints.truth_p50_ms, 0),
             _figure(hints.ratio_p05, 2),
             _figure(hints.ratio_p50, 2),
@@ -261,9 +262,10 @@ def _hints_table(figures: OverloadFigures) -> Table:
         if hints.count
     ]
     return Table(
-        "retry_after_ms against the time until all that had been accepted before had begun",
+        "retry_after_ms against the time until all that had been accepted before was answered; and until it had begun",
         (
-            *("times", "round", "refused as", "refusals", "within a factor of 2", "truth p50 ms"),
+            *("times", "round", "refused as", "refusals", "within a factor of 2", "of the begins"),
+            "truth p50 ms",
             *("hint/truth p05", "p50", "p95"),
         ),
         rows,

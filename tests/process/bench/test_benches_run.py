@@ -114,3 +114,54 @@ def test_idle_looks_at_a_supervisor_with_and_without_a_model() -> None:
     before, loaded = sections["idle"]["figures"]
     assert before["worker_resident_mb"] is None
     assert loaded["worker_resident_mb"] > before["resident_mb"] > 1
+
+
+def test_mixed_has_both_kinds_of_requests_alone_and_together_and_loses_none() -> None:
+    sections = _bench_json(
+        *("mixed", "--part", "null", "--rounds", "1", "--texts", "3", "--batch", "4", "--queue", "8"),
+        *("--prompt-tokens", "10", "30", "--answer-tokens", "8", "16", "--chat-prompt-tokens", "40"),
+        *("--chat-answer-tokens", "4", "--interactive-per-s", "5", "--settle-s", "0.5", "--seconds", "2"),
+    )
+
+    figures = sections["mixed_null"]["figures"]
+    (round,) = figures["rounds"]
+    assert round["idle"]["answered"] >= 5
+    assert round["mixed"]["answered"] >= 5
+    assert round["idle"]["prompt_tokens"] == 40
+    assert round["background_refused"] > 0
+    assert min(*round["background_alone"], round["background_mixed"]) > 0
+    assert (round["texts_differ"], round["lost"]) == (0, [])
+    alone = sum(round["background_alone"]) / 2
+    assert figures["background_share"]["median"] == pytest.approx(round["background_mixed"] / alone)
+
+
+def test_overload_refuses_for_both_reasons_and_holds_every_hint_against_the_truth() -> None:
+    sections = _bench_json(
+        *("overload", "--part", "null", "--levels", "1", "--levels", "5", "--rounds", "1", "--batch", "4"),
+        *("--queue", "8", "--answer-tokens", "8", "--settle-s", "0.5", "--seconds", "2"),
+    )
+
+    figures = sections["overload_null"]["figures"]
+    ((first, fifth),) = figures["rounds"]
+    assert fifth["sent"] > 2 * first["sent"]
+    assert all(fifth["refused"][reason] == fifth["hints"][reason]["count"] > 0 for reason in ("full", "late"))
+    ended = [fifth["completed"], fifth["late"], fifth["displaced"], *fifth["refused"].values()]
+    assert (sum(ended), fifth["lost"]) == (fifth["sent"], [])
+    assert figures["ratios"]["5.0"]["median"] == pytest.approx(fifth["goodput"] / first["goodput"])
+
+
+def test_tenants_compares_the_small_one_beside_the_big_one_with_both_of_its_other_phases() -> None:
+    sections = _bench_json(
+        *("tenants", "--part", "null", "--rounds", "1", "--batch", "4", "--client-queue", "8"),
+        *("--answer-tokens", "8", "--settle-s", "0.5", "--seconds", "2"),
+    )
+
+    figures = sections["tenants_null"]["figures"]
+    (round,) = figures["rounds"]
+    assert round["alone"]["answered"] + round["alone"]["refused"] > 3
+    assert round["beside"]["answered"] > 0
+    assert round["full_batch"]["answered"] > round["alone"]["answered"]
+    assert round["lost"] == []
+    for name, other in (("to_alone", round["alone"]), ("to_full_batch", round["full_batch"])):
+        ratio = round["beside"]["ttft_p95_ms"] / other["ttft_p95_ms"]
+        assert figures[name]["ttft"]["median"] == pytest.approx(ratio)
