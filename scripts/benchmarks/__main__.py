@@ -1,4 +1,4 @@
-"""`python -P scripts/benchmarks overhead|native|idle`, run as a folder."""
+"""`python -P scripts/benchmarks WHAT`, run as a folder."""
 
 import sys
 from pathlib import Path
