@@ -17,6 +17,7 @@ from mlxsup.supervisor.cli.models import breaker, list_models, pull_model, unloa
 from mlxsup.supervisor.cli.serve import start, stdio
 from mlxsup.supervisor.cli.setting import NOT_CONFIGURED, SettingError
 from mlxsup.supervisor.cli.status import status, stop
+from mlxsup.supervisor.cli.top import top
 from mlxsup.supervisor.endpoint.unix_server import SocketUnusableError
 from mlxsup.supervisor.recovery.death_report import DeathBookError
 
@@ -34,6 +35,7 @@ for command in (
     start,
     stdio,
     status,
+    top,
     list_models,
     pull_model,
     load,

@@ -34,16 +34,20 @@ def model_table(models: list[ModelEntry]) -> str:
 def _row(model: ModelEntry) -> tuple[str, ...]:
     return (
         model.name,
-        _state(model),
+        f"{state_word(model)}, pinned" if model.pinned else state_word(model),
         str(model.pid or "-"),
         size(model.memory_bytes),
         str(model.generation),
-        _BREAKERS.get(BreakerState(model.breaker), model.breaker),
+        breaker_word(model),
     )
 
 
-def _state(model: ModelEntry) -> str:
-    state = _STATES.get(WorkerState(model.state), model.state)
+def state_word(model: ModelEntry) -> str:
     if model.state == WorkerState.STOPPED and not model.pulled:
-        state = "not pulled"
-    return f"{state}, pinned" if model.pinned else state
+        return "not pulled"
+    return _STATES.get(WorkerState(model.state), model.state)
+
+
+def breaker_word(model: ModelEntry) -> str:
+    """As the command that sets it has it."""
+    return _BREAKERS.get(BreakerState(model.breaker), model.breaker)
