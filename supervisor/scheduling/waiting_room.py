@@ -110,7 +110,6 @@ class WaitingRoom:
         if self._of_tier[request.priority] >= bounds.tier_requests_max:
             raise Overfull("tier", bounds.tier_requests_max)
         ticket = Ticket(request, cost_tokens, begun=False)
-        self._order.age(ticket, now_s)
         displaced = None
         if len(self) >= bounds.requests_max:
             self._age(now_s)
