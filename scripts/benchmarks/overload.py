@@ -217,6 +217,7 @@ def _tables(figures: OverloadFigures) -> list[Table]:
             str(number),
             f"{level.goodput:.1f}",
             f"{level.goodput / levels[0].goodput:.3f}",
+            f"{level.goodput / figures.capacity.tokens_per_s:.3f}",
             f"{level.wasted:.1f}",
             str(level.sent),
             str(level.completed),
@@ -234,7 +235,17 @@ def _tables(figures: OverloadFigures) -> list[Table]:
         f"a batch of {sizes.batch}, a queue of {sizes.queue}, deadlines of {figures.deadlines_s[0]:.1f} and "
         f"{figures.deadlines_s[1]:.1f} s",
         (
-            *("times", "round", "goodput tokens/s", "ratio", "wasted tokens/s", "sent", "completed", "late"),
+            *(
+                "times",
+                "round",
+                "goodput tokens/s",
+                "ratio",
+                "of capacity",
+                "wasted tokens/s",
+                "sent",
+                "completed",
+                "late",
+            ),
             *("displaced", "refused: full", "refused: late", "in ms, p50", "p99"),
         ),
         rows,
