@@ -53,7 +53,7 @@ class Stand:
     def __init__(self, process: subprocess.Popen[bytes], folder: Path, environment: dict[str, str]) -> None:
         self.process = process
         self.folder = folder
-        self._environment = environment
+        self.environment = environment
         self._ledger = Ledger(folder / LEDGER)
         self.log: list[tuple[float, str]] = []
         self._logged = threading.Condition()
@@ -120,7 +120,7 @@ class Stand:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*_MLXSUP, *arguments],
-            env=self._environment,
+            env=self.environment,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
