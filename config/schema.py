@@ -32,6 +32,11 @@ class Server(_Section, frozen=True):
     params_bytes_max: Annotated[int, Meta(ge=64 * KIB)] = 256 * MIB
     pulls_max: Annotated[int, Meta(ge=1, le=64)] = 2
     outbox_bytes_max: Annotated[int, Meta(ge=64 * KIB)] = 64 * MIB
+    reattach_s: Seconds = 60.0
+    attached_max: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    results_kept_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 256
+    results_kept_bytes_max: Annotated[int, Meta(ge=0)] = 16 * MIB
+    result_kept_s: Seconds = 300.0
     drain_s: Seconds = 30.0
     log_lines_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     log_flush_s: Seconds = 2.0

@@ -167,6 +167,20 @@ class MemoryStats(_Result, frozen=True):
     free_bytes: int
 
 
+class KeyedStats(_Result, frozen=True):
+    """Requests with an idempotency key: `running` of them wait or are computed, each counted once among all requests, for
+    `attached` clients together; with so many as `abandoned` nobody waits for the answer. `duplicates_total` came for what
+    was there already, running or kept.
+    """
+
+    running: int
+    abandoned: int
+    attached: int
+    duplicates_total: int
+    results_kept: int
+    results_kept_bytes: int
+
+
 class Stats(_Result, frozen=True):
     """`workers`, `activity`: of each model. `slo`: of each model and tier that has objectives."""
 
@@ -178,6 +192,7 @@ class Stats(_Result, frozen=True):
     slo: dict[str, dict[str, list[SloStats]]] = {}
     activity: dict[str, Activity] = {}
     memory: MemoryStats | None = None
+    keyed: KeyedStats | None = None
 
 
 class SubscribeParams(_Params, frozen=True):

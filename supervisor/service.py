@@ -1,23 +1,18 @@
-"""What the methods about the server do, whatever the transport, and the one admission path for text."""
+"""What the methods about the server do, whatever the transport."""
 
 import os
-import secrets
 import sys
 import time
 from importlib.metadata import version
 from typing import Any
 
-import msgspec
 import trio
 
 from mlxsup.config.schema import Config
-from mlxsup.protocol import generation, openrpc, service
+from mlxsup.protocol import openrpc, service
 from mlxsup.protocol.errors import ErrorKind, RpcError, shorten
 from mlxsup.protocol.methods import PROTOCOL_VERSION
 from mlxsup.supervisor.events import EventBus
-from mlxsup.supervisor.generation.request import GenerationRequest, Sink
-from mlxsup.supervisor.generation.translate import make_order
-from mlxsup.supervisor.measure.counters import RequestCounters
 from mlxsup.supervisor.measure.worker_counters import WorkerTally
 from mlxsup.supervisor.model_methods import Caller, Handler, ModelMethods
 from mlxsup.supervisor.models.store import Store
@@ -26,20 +21,10 @@ from mlxsup.supervisor.pool.pool import Pool
 from mlxsup.supervisor.pool.process import resident_bytes
 from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.qos.watch import SloWatch
+from mlxsup.supervisor.text_requests import TextRequests
 
-_SEED_BITS = 63
 # Each look-up parses a package's metadata.
 _VERSIONS = {name: version(name) for name in ("mlxsup", "mlx", "mlx-lm")}
-
-
-class Running(msgspec.Struct, frozen=True):
-    """An accepted request for text, for the one who may cancel it."""
-
-    request: GenerationRequest
-    runner: ModelRunner
-
-    def cancel(self) -> None:
-        self.runner.cancel(self.request)
 
 
 class Service:
@@ -61,12 +46,8 @@ class Service:
         self._pool = pool
         self._events = events
         self._slos = slos
-        self._nursery = nursery
-        self._counters = RequestCounters()
         self._workers = WorkerTally()
         events.subscribe(self._workers.take)
-        self._deadlines: dict[int, trio.CancelScope] = {}
-        self._last_request_id = 0
         self._started_s = time.monotonic()
         self.connections = 0
         # Of the params of all requests that are not answered yet.
@@ -74,6 +55,9 @@ class Service:
         self.shutdown_asked = trio.Event()
         self.hurry = trio.Event()
         self.drain_s = config.server.drain_s
+        self.texts = TextRequests(
+            config, pool, slos, nursery, closing=self.shutdown_asked, hold_params=self.hold_params
+        )
         self.handlers: dict[str, Handler] = {
             "server/info": self._info,
             "server/health": self._health,
@@ -92,64 +76,9 @@ class Service:
     def config(self) -> Config:
         return self._config
 
-    def generate(
-        self, params: generation.ChatParams | generation.GenerateParams, client: str, sink: Sink
-    ) -> Running:
-        """Accept a request for text; from then on it ends through `sink`.
-
-        Raises:
-            RpcError: it is refused.
-        """
-        if self.shutdown_asked.is_set():
-            raise RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
-        order = make_order(params, self._config.generation, secrets.randbits(_SEED_BITS), time.time())
-        runner = self._pool.runner(params.model)
-        now_s = trio.current_time()
-        self._last_request_id += 1
-        request = GenerationRequest(
-            id=self._last_request_id,
-            model=params.model,
-            order=order,
-            priority=params.priority or generation.Priority.NORMAL,
-            client=params.client or client,
-            stream=params.stream,
-            sink=sink,
-            observer=self,
-            now_s=now_s,
-            resume=params.resume,
-            deadline_s=None if params.deadline_ms is None else now_s + params.deadline_ms / 1000,
-        )
-        self._slos.request_began(request)
-        try:
-            runner.submit(request)
-        except RpcError as error:
-            self._counters.request_refused(request, error.kind)
-            self._slos.request_refused(request, error.kind, now_s)
-            raise
-        self._counters.request_accepted(request)
-        if request.deadline_s is not None and not request.ended:
-            self._deadlines[request.id] = scope = trio.CancelScope(deadline=request.deadline_s)
-            self._nursery.start_soon(self._expire, runner, request, scope)
-        return Running(request, runner)
-
-    def request_progressed(self, request: GenerationRequest, now_s: float) -> None:
-        self._counters.request_progressed(request, now_s)
-
-    def request_ended(self, request: GenerationRequest, outcome: str) -> None:
-        now_s = trio.current_time()
-        self._counters.request_ended(request, outcome, now_s)
-        self._slos.request_ended(request, outcome, now_s)
-        deadline = self._deadlines.pop(request.id, None)
-        if deadline is not None:
-            deadline.cancel()
-
-    async def _expire(
-        self, runner: ModelRunner, request: GenerationRequest, deadline: trio.CancelScope
-    ) -> None:
-        with deadline:
-            await trio.sleep_forever()
-        # Does nothing to a request whose end has cancelled the scope.
-        runner.expire(request)
+    def hold_params(self, count: int) -> None:
+        """So many bytes more; fewer, if it is below zero."""
+        self.params_bytes += count
 
     async def _info(self, _: service.NoParams, __: Caller) -> service.ServerInfo:
         config = self._config
@@ -184,7 +113,7 @@ class Service:
                 by_priority[priority] = by_priority.get(priority, 0) + count
         now_s = trio.current_time()
         by_model = {runner.name: runner.queued for runner in runners}
-        overall, models, priorities = self._counters.read(by_model, by_priority, now_s)
+        overall, models, priorities = self.texts.counters.read(by_model, by_priority, now_s)
         ledger = self._pool.residency.ledger
         return service.Stats(
             supervisor=service.SupervisorStats(
@@ -203,6 +132,7 @@ class Service:
                 reserved_bytes=ledger.reserved_bytes,
                 free_bytes=ledger.free_bytes(),
             ),
+            keyed=self.texts.keyed_stats(),
         )
 
     async def _subscribe(self, params: service.SubscribeParams, caller: Caller) -> service.SubscribeResult:

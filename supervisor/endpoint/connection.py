@@ -4,7 +4,8 @@ The reader never waits for a method, so that a cancel is seen while others run; 
 their own. Every request gets one response, in a batch together with its neighbours; the order in which a client
 receives what belongs to one request is that in which it happened.
 
-At the end of its input a client still gets what it asked for; when it is gone, its requests are cancelled.
+At the end of its input a client still gets what it asked for; when it is gone, its requests are cancelled, but for
+those with an idempotency key: it may come back for them.
 """
 
 import logging
@@ -126,6 +127,8 @@ class Connection:
         self._held_bytes = 0
         self._changed = trio.Event()
         self._cancels: dict[Id, Callable[[], None]] = {}
+        # Of those that are not cancelled when the client is gone: what is done instead.
+        self._leaves: dict[Id, Callable[[], None]] = {}
         self._params_bytes: dict[Id, int] = {}
         self._topics: frozenset[str] = frozenset()
         self._closing = False
@@ -146,9 +149,9 @@ class Connection:
                     await self._stream.wait_gone()
                     nursery.cancel_scope.cancel()
         finally:
-            for cancel in list(self._cancels.values()):
-                cancel()
-            self._service.params_bytes -= sum(self._params_bytes.values())
+            for id, cancel in list(self._cancels.items()):
+                self._leaves.get(id, cancel)()
+            self._service.hold_params(-sum(self._params_bytes.values()))
             self._params_bytes.clear()
 
     def finish(self) -> None:
@@ -249,9 +252,14 @@ class Connection:
             self._hold_params(answer.id, call)
             params = decode_params(call.params, method.params)
             if isinstance(params, ChatParams | GenerateParams):
-                running = self._service.generate(params, self._name, answer)
-                if not running.request.ended:
-                    self._cancels[answer.id] = running.cancel
+                accepted = self._service.texts.generate(
+                    params, self._name, answer, self._params_bytes[answer.id]
+                )
+                if not accepted.ended:
+                    self._cancels[answer.id] = accepted.cancel
+                    if params.idempotency_key is not None:
+                        self._leaves[answer.id] = accepted.leave
+                        self._release_params(answer.id)
             else:
                 self._start_task(self._service.handlers[method.name], params, answer)
         except RpcError as error:
@@ -277,7 +285,10 @@ class Connection:
                 retry_after_ms=1000,
             )
         self._params_bytes[id] = count
-        self._service.params_bytes += count
+        self._service.hold_params(count)
+
+    def _release_params(self, id: Id) -> None:
+        self._service.hold_params(-self._params_bytes.pop(id, 0))
 
     def _start_task(
         self, handler: Callable[[Any, _Answer], Awaitable[Any]], params: Any, answer: _Answer
@@ -333,7 +344,8 @@ class Connection:
 
     def settle(self, id: Id) -> None:
         self._cancels.pop(id, None)
-        self._service.params_bytes -= self._params_bytes.pop(id, 0)
+        self._leaves.pop(id, None)
+        self._release_params(id)
         self._outbox.end(id)
         self._changed.set()
 

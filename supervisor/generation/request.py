@@ -110,6 +110,11 @@ class GenerationRequest:
         """So many other workers went on with it, or are to."""
         return len(self._tokens_at_resumes)
 
+    @property
+    def text(self) -> str:
+        """What was delivered up to now."""
+        return self._utf8.decode()
+
     def note_resume(self) -> None:
         """Another worker is to go on with it."""
         self._tokens_at_resumes.append(len(self.tokens))
@@ -147,8 +152,12 @@ class GenerationRequest:
     def finish_cancelled(self, now_s: float) -> None:
         """Cancelled before a worker had it, or after its worker had gone."""
         self._end(FinishReason.CANCELLED.value)
+        self._sink.result(self.cancelled_result(now_s))
+
+    def cancelled_result(self, now_s: float) -> GenerationResult:
+        """What somebody gets who wants no more of it now."""
         usage = Usage(prompt_tokens=0, completion_tokens=len(self.tokens))
-        self._sink.result(self._result(FinishReason.CANCELLED, usage, None, now_s))
+        return self._result(FinishReason.CANCELLED, usage, None, now_s)
 
     def fail(self, error: RpcError) -> None:
         self._end(error.kind.value)
@@ -166,7 +175,7 @@ class GenerationRequest:
         decode_s = (marks.last_token_s or 0.0) - (marks.first_token_s or 0.0)
         decoded = len(self.tokens) - 1
         return GenerationResult(
-            text=self._utf8.decode(),
+            text=self.text,
             finish_reason=finish,
             usage=usage,
             timings=Timings(

@@ -60,7 +60,6 @@ def _refuse_unsupported(params: GenerationParams) -> None:
         "response_format": not isinstance(params.response_format, TextFormat | None),
         "tools": bool(params.tools),
         "tool_choice": params.tool_choice not in (None, "none", "auto"),
-        "idempotency_key": params.idempotency_key is not None,
     }
     for name, is_asked in asked.items():
         if is_asked:

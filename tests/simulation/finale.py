@@ -93,16 +93,19 @@ class Finale:
     def _held(self) -> list[str]:
         """Nobody waits for anything: what is still held is held for ever."""
         held = {
-            "deadlines of requests": len(self._service._deadlines),
+            "deadlines of requests": len(self._service.texts._deadlines),
             "bytes of params": self._service.params_bytes,
         }
         for runner in self._pool.runners():
             held |= {f"{what} of {runner.name}": count for what, count in held_by(runner).items()}
         alive = [worker for worker in self._world.workers if worker.returncode is None and not worker.undead]
         loaded = [worker for worker in alive if worker.model is not None]
+        extra = len(loaded) - len(self._pool.runners())
+        # With too little memory for all models some have none.
+        shared = self._world.schedule.config.memory.budget_bytes is not None
         held |= {
             "requests that workers compute": sum(worker.sequences for worker in alive),
-            "workers beyond one for each model": len(loaded) - len(self._pool.runners()),
+            "workers beyond one for each model": max(0, extra) if shared else extra,
             "spares beyond what is configured": max(
                 0, len(alive) - len(loaded) - self._world.schedule.config.worker.spares
             ),

@@ -18,7 +18,7 @@ import trio
 from trio._core import _run
 from trio.testing import MockClock
 
-from mlxsup.supervisor import application, service
+from mlxsup.supervisor import application, text_requests
 from mlxsup.supervisor.pool import pool
 from mlxsup.supervisor.pool.life import Life
 
@@ -52,7 +52,7 @@ def staged(machine: Machine) -> Iterator[None]:
         mock.patch.object(application, "DeathBook", machine.make_book),
         mock.patch.object(application, "DeathRecorder", machine.make_recorder),
         mock.patch.object(application, "gpu_panics", machine.gpu_panics),
-        mock.patch.object(service, "secrets", SimpleNamespace(randbits=machine.rng.getrandbits)),
+        mock.patch.object(text_requests, "secrets", SimpleNamespace(randbits=machine.rng.getrandbits)),
         mock.patch.object(Life, "generate", _note_first(Life.generate, machine.note_given)),
         mock.patch.object(pool, "random", SimpleNamespace(Random=lambda: machine.rng)),
         mock.patch.object(trio, "open_signal_receiver", machine.open_signals),

@@ -172,15 +172,15 @@ def held_by(runner: ModelRunner) -> dict[str, int]:
         "admissions": len(runner.gate._admissions),
         "suspects": len(scheduler._poison._suspects) + len(scheduler._poison._isolated),
         "waiting loads": standing.attempt.waiters,
-        "lives beyond one": len(workers._lives) - 1,
+        "lives beyond one": max(0, len(workers._lives) - 1),
     }
 
 
 def tap_service(world: "World", service: Service) -> None:
-    request_ended = service.request_ended
+    request_ended = service.texts.request_ended
 
     def request_ended_noted(request: GenerationRequest, outcome: str) -> None:
         world.note(Ended(at_s=trio.current_time(), request=request.id, outcome=outcome))
         request_ended(request, outcome)
 
-    vars(service).update(request_ended=request_ended_noted)
+    vars(service.texts).update(request_ended=request_ended_noted)

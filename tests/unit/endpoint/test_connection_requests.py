@@ -186,7 +186,7 @@ async def test_a_defect_of_the_way_to_a_model_answers_one_request_too(
         raise RuntimeError("at /home/somebody/secret")
 
     async with memory_supervisor() as supervisor:
-        monkeypatch.setattr(supervisor.service, "generate", fail)
+        monkeypatch.setattr(supervisor.service.texts, "generate", fail)
         client = supervisor.connect()
         await client.generate(1)
         await client.request(2, "server/info")
