@@ -1,7 +1,7 @@
 from collections import Counter, defaultdict, deque
 from itertools import combinations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxsup.supervisor.generation.request import GenerationRequest
@@ -50,6 +50,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(QUANTA, st.lists(st.tuples(st.sampled_from(CLIENTS), COSTS), max_size=60), STEPS)
 def test_what_two_clients_get_while_both_wait_differs_by_a_quantum_and_a_request_of_each_at_most(
     quantum: int, arrivals: list[tuple[str, int]], steps: list[tuple[str, str, int]]
@@ -75,6 +76,7 @@ def test_what_two_clients_get_while_both_wait_differs_by_a_quantum_and_a_request
                 lead.clear()
 
 
+@settings(deadline=None)
 @given(QUANTA, st.lists(COSTS, min_size=1, max_size=40), st.lists(COSTS, min_size=1, max_size=40))
 def test_two_that_begin_together_have_got_the_same_within_a_quantum_and_one_request(
     quantum: int, costs_of_a: list[int], costs_of_b: list[int]
@@ -89,6 +91,7 @@ def test_two_that_begin_together_have_got_the_same_within_a_quantum_and_one_requ
         assert abs(watched.got["a"] - watched.got["b"]) <= allowed
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20))
 def test_of_requests_of_one_quantum_each_clients_take_turns(of_a: int, of_b: int) -> None:
     watched = Watched(10)
@@ -99,6 +102,7 @@ def test_of_requests_of_one_quantum_each_clients_take_turns(of_a: int, of_b: int
     assert served[: 2 * min(of_a, of_b)] == "ab" * min(of_a, of_b)
 
 
+@settings(deadline=None)
 @given(QUANTA, st.integers(1, 30), COSTS)
 def test_a_client_that_was_idle_has_no_more_coming_to_it_than_one_that_was_not(
     quantum: int, before: int, cost: int
@@ -116,6 +120,7 @@ def test_a_client_that_was_idle_has_no_more_coming_to_it_than_one_that_was_not(
         assert watched.got["b"] - watched.got["a"] <= quantum + 2 * cost
 
 
+@settings(deadline=None)
 @given(QUANTA, st.integers(1, 5), st.integers(6, 100))
 def test_a_client_that_asks_for_one_dear_thing_after_another_gets_no_more_than_its_share(
     quantum: int, cheap: int, dear: int

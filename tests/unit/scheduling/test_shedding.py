@@ -60,6 +60,14 @@ def test_nobody_is_refused_while_one_in_each_interval_begins_in_time(
         shedder.note_start(TARGET_S, Priority.HIGH, now_s)
 
 
+def test_each_more_that_begins_late_does_not_put_it_off() -> None:
+    shedder = make_overloaded()
+    for now_s in range(1, 10):
+        shedder.note_start(LATE_S, Priority.NORMAL, now_s)
+
+    assert shedder.next_look_s == INTERVAL_S
+
+
 def test_one_that_begins_in_time_ends_it_and_the_next_whole_interval_begins_it_anew() -> None:
     shedder = make_overloaded()
     assert refusals(shedder, 12.0) == [10.0]

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxsup.protocol.generation import Priority
@@ -83,6 +83,7 @@ class Siege:
         return served
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 80),
     st.sampled_from(TIERS),
