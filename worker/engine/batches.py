@@ -192,8 +192,9 @@ class Answers:
 
     def step(self, is_wanted: IsWanted) -> list[Choice] | None:
         """What the last pass chose, with the next one under way; None when it is put aside before its end."""
+        if self._chosen is None:
+            return []
         began_s = time.monotonic()
-        assert self._chosen is not None
         if not self._stages.run(is_wanted):
             return None
         self._ask_for_chosen()

@@ -16,7 +16,7 @@ from mlxsup.worker.engine.interface import ReportLoad
 # Where a model's configuration says nothing of how long a text may be.
 CONTEXT_TOKENS_OTHERWISE = 4096
 # Caches grow by so many tokens at a time.
-_KV_TOKENS = (KVCache.step, 2 * KVCache.step)
+_KV_TOKENS: tuple[int, int] = (KVCache.step, 2 * KVCache.step)
 
 
 def load_weights(folder: Path, float32: bool | None, report: ReportLoad) -> tuple[nn.Module, dict[str, Any]]:
@@ -66,7 +66,7 @@ def kv_bytes_per_token(model: nn.Module) -> int:
 
     The shapes of a pass are known without computing it.
     """
-    sizes = []
+    sizes: list[int] = []
     for tokens in _KV_TOKENS:
         caches = make_prompt_cache(model)
         model(mx.zeros((1, tokens), dtype=mx.int32), cache=caches)

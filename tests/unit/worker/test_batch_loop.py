@@ -43,8 +43,12 @@ class CountingEngine:
         self.gate.set()
         self.preparing = threading.Event()
         self.running: dict[int, tuple[int, int]] = {}
+        # Steps that are put aside before each that is computed, and what the engine was told meanwhile.
+        self.hesitates = 0
+        self.wanted: list[bool] = []
         self.tuned: list[Tune] = []
         self.forgotten: list[int] = []
+        self.gave_way: list[int] = []
 
     def prepare(self, request: Generate) -> Prepared:
         self.preparing.set()
@@ -62,7 +66,9 @@ class CountingEngine:
         del self.running[id]
         return Emission(id, "held back", [], FinishReason.CANCELLED)
 
-    give_way = cancel
+    def give_way(self, id: int) -> Emission:
+        self.gave_way.append(id)
+        return self.cancel(id)
 
     def forget(self, id: int) -> None:
         self.forgotten.append(id)
@@ -74,7 +80,11 @@ class CountingEngine:
     def prefill_tokens(self) -> int:
         return 0
 
-    def step(self, _: IsWanted) -> list[Emission]:
+    def step(self, is_wanted: IsWanted) -> list[Emission] | None:
+        if self.hesitates:
+            self.hesitates -= 1
+            self.wanted.append(is_wanted())
+            return None
         emissions = []
         for id, (done, most) in list(self.running.items()):
             self.running[id] = (done + 1, most)
@@ -192,6 +202,18 @@ def test_what_is_held_back_is_said_at_a_cancel_but_not_of_a_request_that_goes_on
     )
     assert answers(frames)[5]["finish_reason"] == "cancelled"
     assert ("held back" in said) is not goes_on
+    assert bench.engine.gave_way == ([5] if goes_on else [])
+
+
+def test_a_cancel_of_a_request_that_gave_way_makes_the_engine_forget_it(bench: Bench) -> None:
+    bench.generate(5, tokens=10**9)
+    bench.wait_for(b'"step"')
+    bench.inbox.put(Command(0, Cancel(id=5, goes_on=True)))
+    bench.wait_answer(5)
+    bench.inbox.put(Command(0, Cancel(id=5)))
+    bench.end()
+
+    assert bench.engine.forgotten == [5]
 
 
 @pytest.mark.parametrize(("prompt", "kind"), [("refused", "limit_exceeded"), ("broken", "internal")])
@@ -220,6 +242,16 @@ def test_other_bounds_reach_the_engine_between_two_steps(bench: Bench) -> None:
     bench.end()
 
     assert bench.engine.tuned == [Tune(prefill_chunk_tokens=7)]
+
+
+def test_a_step_that_is_put_aside_goes_on_with_nothing_lost(bench: Bench) -> None:
+    bench.engine.hesitates = 5
+    bench.generate(5, tokens=4)
+    bench.wait_answer(5)
+    frames = bench.end()
+
+    assert answers(frames)[5]["completion_tokens"] == 4
+    assert bench.engine.wanted == [False] * 5
 
 
 def test_questions_are_answered_beside_the_batch(bench: Bench) -> None:
