@@ -32,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
     workers.requests_are_in_one_worker_at_a_time,
     workers.nothing_is_given_to_a_worker_that_is_ending,
     workers.two_live_at_most,
+    workers.workers_keep_their_budget,
     workers.well_workers_are_ended_gently,
     workers.all_have_ended,
     recovery.states_follow_each_other,

@@ -4,8 +4,11 @@ import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from mlxsup.config.schema import Config, Model, Recovery, Scheduling, Server, Worker
+from msgspec.structs import replace
+
+from mlxsup.config.schema import Config, Memory, Model, Recovery, Scheduling, Server, Worker
 from mlxsup.protocol.generation import Priority
+from mlxsup.supervisor.residency.residency import PROCESS_BYTES
 from tests.simulation.causes import BLAMELESS, BLAMING, CAUSES
 from tests.simulation.schedule import (
     OPERATOR,
@@ -63,7 +66,7 @@ class _Drawing:
         config = self._draw_config()
         acts = self._draw_acts()
         reactions = tuple(self._draw_reaction() for _ in range(self._rng.randint(0, 4)))
-        return Schedule(
+        drawn = Schedule(
             seed=self._seed,
             config=config,
             clients=self._clients + 1,
@@ -84,6 +87,8 @@ class _Drawing:
             drain_ms=self._pick((None, 0, 500, 3000, 20_000)),
             hurry_after_s=self._time(0.0, 4.0) if self._chance(0.2) else None,
         )
+        memory = self._draw_memory(drawn)
+        return replace(drawn, config=replace(config, memory=memory))
 
     # Dice.
 
@@ -136,6 +141,19 @@ class _Drawing:
                 preempt_tokens_min=self._pick((1, 2, 8)),
             ),
             models={model: self._draw_model() for model in self._models},
+        )
+
+    def _draw_memory(self, drawn: Schedule) -> Memory:
+        """Sometimes too little for all models, but never for one."""
+        models = drawn.config.models.values()
+        if len(models) == 1 or any(model.pin or model.preload for model in models) or self._chance(0.2):
+            return Memory()
+        sizes = sorted(drawn.resident_bytes.values())
+        process_bytes = PROCESS_BYTES * (drawn.config.worker.spares + 1)
+        return Memory(
+            budget_bytes=self._rng.randint(sizes[-1], sum(sizes)) + process_bytes,
+            residency_min_s=self._pick((0.0, 2.0, 10.0)),
+            swap_wait_s=self._pick((0.0, 3.0, 20.0)),
         )
 
     def _draw_recovery(self, beat_s: float) -> Recovery:

@@ -16,7 +16,7 @@ _SEEDS_MAX = 30
 
 def show_schedule(schedule: Schedule) -> Iterator[str]:
     yield f"seed {schedule.seed}: {schedule.clients} clients, calm from {schedule.calm_s:.3f} s"
-    for name in ("server", "worker", "recovery"):
+    for name in ("server", "worker", "recovery", "memory"):
         section = getattr(schedule.config, name)
         yield f"  [{name}] {_differences(section, getattr(Config(), name))}"
     for name, model in schedule.config.models.items():

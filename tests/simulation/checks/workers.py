@@ -76,6 +76,22 @@ def two_live_at_most(facts: Facts) -> Iterator[str]:
             yield f"{loading.model} has {len(lives)} workers at {loading.at_s:.3f} s"
 
 
+def workers_keep_their_budget(facts: Facts) -> Iterator[str]:
+    """But for those that the kernel holds for ever, of which nobody knows what they hold."""
+    config = facts.schedule.config
+    if config.memory.budget_bytes is None:
+        return
+    alive: dict[int, str] = {}
+    for loading in facts.all(Loading):
+        alive[loading.pid] = loading.model
+        for pid in list(alive):
+            if pid in facts.undead or (pid in facts.died and facts.before(facts.died[pid], loading)):
+                del alive[pid]
+        held = sum(facts.schedule.resident_bytes[model] for model in alive.values())
+        if held > config.memory.budget_bytes:
+            yield f"workers hold {held} of {config.memory.budget_bytes} bytes at {loading.at_s:.3f} s"
+
+
 def well_workers_are_ended_gently(facts: Facts) -> Iterator[str]:
     """Each rung of the ladder only when the one before has had its time."""
     config = facts.schedule.config.worker
