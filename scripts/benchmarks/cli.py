@@ -1,6 +1,7 @@
 """The command line of the benchmarks: what to measure, how much of it, and what to do with the figures."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,8 @@ def _common(function: FunctionT) -> FunctionT:
 @click.group()
 def main() -> None:
     """Measures mlxsup on this machine. Progress goes to stderr, the figures to stdout."""
+    # As Ctrl-C: what was started for the measurement ends with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 @main.command()
@@ -227,7 +230,7 @@ def tenants(as_json: bool, check: bool, seed: int, part: str, **sizes: Any) -> N
 )
 @click.option("--rounds", default=5, show_default=True, help="Of every kind, among each number.")
 @click.option("--decisions", default=2000, show_default=True, help="Timed in each round.")
-@click.option("--clients", default=1000, show_default=True, help="That share the queue.")
+@click.option("--each-client", default=10, show_default=True, help="So many wait of each client.")
 def decisions(as_json: bool, check: bool, seed: int, queued: tuple[int, ...], **sizes: int) -> None:
     """What one scheduling decision costs, by how many requests wait."""
     from scripts.benchmarks.decisions import DecisionSizes, measure_decisions
