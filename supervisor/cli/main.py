@@ -27,7 +27,8 @@ from mlxsup.supervisor.recovery.death_report import DeathBookError
 def commands() -> None:
     """Serving for MLX that does not fall over.
 
-    `mlxsup start` serves on a Unix socket; `mlxsup chat` talks to a model; `mlxsup doctor` says what is here.
+    `mlxsup start` serves on a Unix socket; `mlxsup chat` talks to a model; `mlxsup top` shows what goes on; `mlxsup doctor`
+    says what is here.
     """
 
 

@@ -1,5 +1,6 @@
 """The table of `mlxsup top`: one set of columns for tiers and models, as many as the terminal is wide. Pure."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -57,10 +58,10 @@ _COLUMNS = (
     Column("WAIT", 4, 1, lambda row: amount(row.waiting)),
     Column("OUT/S", 5, 3, lambda row: _rate(row, lambda rate: rate.completion_tokens)),
     Column("IN/S", 5, 6, lambda row: _rate(row, lambda rate: rate.prompt_tokens)),
-    Column("TTFT", 6, 4, lambda row: _quantile(_ttft(row), 50)),
-    Column("P99", 6, 7, lambda row: _quantile(_ttft(row), 99)),
-    Column("TOKEN", 6, 8, lambda row: _quantile(_token(row), 50)),
-    Column("P99", 6, 9, lambda row: _quantile(_token(row), 99)),
+    Column("TTFT", 5, 4, lambda row: _quantile(_ttft(row), 50)),
+    Column("P99", 5, 7, lambda row: _quantile(_ttft(row), 99)),
+    Column("TOKEN", 5, 8, lambda row: _quantile(_token(row), 50)),
+    Column("P99", 5, 9, lambda row: _quantile(_token(row), 99)),
     Column("DONE/S", 6, 10, lambda row: _rate(row, lambda rate: rate.ended)),
     Column("REF/S", 5, 11, lambda row: _rate(row, lambda rate: rate.refused)),
     Column("MEMORY", 7, 5, lambda row: size(row.memory_bytes), of_process=True),
@@ -157,12 +158,12 @@ def _quantile(quantiles: Quantiles | None, percent: int) -> str:
 
 
 def span_ms(value: float) -> str:
-    """`1.2 ms`, `123 ms`, `1.2 s`, `59 s`, `12 min`, `12 h`: at most six characters, up to a year."""
-    for unit, length in (("ms", 1000.0), ("s", 60.0), ("min", 60.0), ("h", 0.0)):
-        if value < 9.95 and unit != "min":
-            return f"{value:.1f} {unit}"
-        if not length or value < length - 0.5:
-            return f"{value:.0f} {unit}"
+    """`1.2ms`, `123ms`, `1.2s`, `59s`, `12m`, `12h`: at most five characters, up to a year."""
+    for unit, length in (("ms", 1000.0), ("s", 60.0), ("m", 60.0), ("h", math.inf)):
+        if value < 9.95:
+            return f"{value:.1f}{unit}"
+        if value < length - 0.5:
+            return f"{value:.0f}{unit}"
         value /= length
     raise AssertionError("the last unit has no end")
 
