@@ -32,7 +32,7 @@ class Observer(Protocol):
     """Is told how a request gets on, and of its one end, to count it."""
 
     def request_progressed(self, request: "GenerationRequest", now_s: float) -> None:
-        """With its first token, and then with every sixteenth or so."""
+        """With its first token, and then with each stretch of tokens that is long enough to measure."""
         ...
 
     def request_ended(self, request: "GenerationRequest", outcome: str) -> None: ...
@@ -130,13 +130,18 @@ class GenerationRequest:
                 marks.first_token_s = now_s
             marks.last_token_s = now_s
             if len(self.tokens) >= self._tell_at_tokens:
-                self._tell_at_tokens = len(self.tokens) + _STRETCH_TOKENS
+                self._tell_at_tokens = self._next_tell()
                 self._observer.request_progressed(self, now_s)
         if text:
             self.chars += len(text)
             self._utf8 += text.encode()
             if self._stream:
                 self._sink.delta(text)
+
+    def _next_tell(self) -> int:
+        """A stretch further on; streams that began together are told of at different tokens."""
+        tokens = len(self.tokens)
+        return tokens + _STRETCH_TOKENS + (self.id % _STRETCH_TOKENS if tokens == 1 else 0)
 
     def finish(self, answer: Generated, generation: int, now_s: float) -> None:
         self.prompt_tokens = answer.prompt_tokens

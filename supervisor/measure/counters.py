@@ -8,15 +8,14 @@ from mlxsup.protocol.errors import ErrorKind
 from mlxsup.protocol.service import Counters, Quantiles, Recent
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.measure.histogram import Histogram
-from mlxsup.supervisor.measure.windowed import WindowedHistogram
-
-_RECENT_S = 60.0
+from mlxsup.supervisor.measure.recent import RECENT_S, Times, Watch
 
 
 class _Open(msgspec.Struct):
-    """A request that has not ended, and up to where the times between its tokens were recorded."""
+    """A request that has not ended, where its times are recorded, and up to where those between its tokens were."""
 
     request: GenerationRequest
+    watch: Watch
     tokens: int = 0
     since_s: float = 0.0
 
@@ -34,20 +33,12 @@ class _Group:
         self._ttft_ms = Histogram()
         self._queue_ms = Histogram()
         self._inter_token_ms = Histogram()
-        self._recent_ttft_ms = WindowedHistogram(_RECENT_S)
-        self._recent_inter_token_ms = WindowedHistogram(_RECENT_S)
 
     def accept(self) -> None:
         self._accepted += 1
 
     def refuse(self, kind: ErrorKind) -> None:
         self._refused[kind.value] = self._refused.get(kind.value, 0) + 1
-
-    def note_first_token(self, ttft_ms: float, now_s: float) -> None:
-        self._recent_ttft_ms.record(ttft_ms, now_s)
-
-    def note_stretch(self, inter_token_ms: float, now_s: float) -> None:
-        self._recent_inter_token_ms.record(inter_token_ms, now_s)
 
     def end(self, request: GenerationRequest, outcome: str) -> None:
         marks = request.marks
@@ -63,7 +54,7 @@ class _Group:
                 gaps = len(request.tokens) - 1
                 self._inter_token_ms.record((marks.last_token_s - marks.first_token_s) * 1000 / gaps)
 
-    def read(self, queued: int, open_tokens: int, now_s: float) -> Counters:
+    def read(self, queued: int, open_tokens: int, times: Times) -> Counters:
         """`open_tokens`: of the answers of those that have not ended."""
         return Counters(
             requests_total=self._accepted,
@@ -78,9 +69,9 @@ class _Group:
             inter_token_ms=_quantiles(self._inter_token_ms),
             refused=dict(self._refused),
             recent=Recent(
-                window_s=_RECENT_S,
-                ttft_ms=_quantiles(self._recent_ttft_ms.read(now_s)),
-                inter_token_ms=_quantiles(self._recent_inter_token_ms.read(now_s)),
+                window_s=RECENT_S,
+                ttft_ms=_quantiles(times.ttft_ms),
+                inter_token_ms=_quantiles(times.inter_token_ms),
             ),
         )
 
@@ -93,6 +84,8 @@ class RequestCounters:
 
     def __init__(self) -> None:
         self._open: dict[int, _Open] = {}
+        # By model and tier.
+        self._watches: dict[tuple[str, str], Watch] = {}
         self._overall = _Group()
         self._models: dict[str, _Group] = {}
         self._priorities: dict[str, _Group] = {}
@@ -101,7 +94,9 @@ class RequestCounters:
         for group in self._groups(request):
             group.accept()
         if not request.ended:
-            self._open[request.id] = _Open(request)
+            key = (request.model, request.priority.value)
+            watch = self._watches.setdefault(key, Watch())
+            self._open[request.id] = _Open(request, watch)
 
     def request_refused(self, request: GenerationRequest, kind: ErrorKind) -> None:
         for group in self._groups(request):
@@ -115,24 +110,21 @@ class RequestCounters:
         tokens = len(request.tokens)
         if opened.tokens:
             stretch_ms = (now_s - opened.since_s) * 1000 / (tokens - opened.tokens)
-            for group in self._groups(request):
-                group.note_stretch(stretch_ms, now_s)
+            opened.watch.inter_token_ms.record(stretch_ms, now_s)
         else:
-            ttft_ms = (now_s - request.marks.accepted_s) * 1000
-            for group in self._groups(request):
-                group.note_first_token(ttft_ms, now_s)
+            opened.watch.ttft_ms.record((now_s - request.marks.accepted_s) * 1000, now_s)
         opened.tokens, opened.since_s = tokens, now_s
 
     def request_ended(self, request: GenerationRequest, outcome: str, now_s: float) -> None:
-        opened = self._open.pop(request.id, None)
-        groups = self._groups(request)
-        for group in groups:
+        for group in self._groups(request):
             group.end(request, outcome)
-        rest = 0 if opened is None else len(request.tokens) - opened.tokens
+        opened = self._open.pop(request.id, None)
         last_s = request.marks.last_token_s
-        if opened is not None and opened.tokens and rest and last_s is not None:
-            for group in groups:
-                group.note_stretch((last_s - opened.since_s) * 1000 / rest, now_s)
+        if opened is None or not opened.tokens or last_s is None:
+            return
+        rest = len(request.tokens) - opened.tokens
+        if rest:
+            opened.watch.inter_token_ms.record((last_s - opened.since_s) * 1000 / rest, now_s)
 
     def _groups(self, request: GenerationRequest) -> tuple[_Group, _Group, _Group]:
         return (
@@ -146,13 +138,29 @@ class RequestCounters:
     ) -> tuple[Counters, dict[str, Counters], dict[str, Counters]]:
         """Overall, by model and by priority; who waits is counted by the queues themselves."""
         requests = [opened.request for opened in self._open.values()]
-        by_model = _tokens((request.model, request) for request in requests)
-        by_priority = _tokens((request.priority.value, request) for request in requests)
+        model_tokens = _tokens((request.model, request) for request in requests)
+        priority_tokens = _tokens((request.priority.value, request) for request in requests)
+        overall_times, model_times, priority_times = self._read_times(now_s)
         return (
-            self._overall.read(sum(queued_by_model.values()), sum(by_model.values()), now_s),
-            _read(self._models, queued_by_model, by_model, now_s),
-            _read(self._priorities, queued_by_priority, by_priority, now_s),
+            self._overall.read(sum(queued_by_model.values()), sum(model_tokens.values()), overall_times),
+            _read(self._models, queued_by_model, model_tokens, model_times),
+            _read(self._priorities, queued_by_priority, priority_tokens, priority_times),
         )
+
+    def _read_times(self, now_s: float) -> tuple[Times, dict[str, Times], dict[str, Times]]:
+        """Overall, by model and by priority."""
+        overall = Times()
+        models: dict[str, Times] = {}
+        priorities: dict[str, Times] = {}
+        for (model, priority), watch in self._watches.items():
+            times = watch.read(now_s)
+            for together in (
+                overall,
+                models.setdefault(model, Times()),
+                priorities.setdefault(priority, Times()),
+            ):
+                together.merge(times)
+        return overall, models, priorities
 
 
 def _tokens(named: Iterable[tuple[str, GenerationRequest]]) -> dict[str, int]:
@@ -164,10 +172,11 @@ def _tokens(named: Iterable[tuple[str, GenerationRequest]]) -> dict[str, int]:
 
 
 def _read(
-    groups: dict[str, _Group], queued: dict[str, int], tokens: dict[str, int], now_s: float
+    groups: dict[str, _Group], queued: dict[str, int], tokens: dict[str, int], times: dict[str, Times]
 ) -> dict[str, Counters]:
     return {
-        name: group.read(queued.get(name, 0), tokens.get(name, 0), now_s) for name, group in groups.items()
+        name: group.read(queued.get(name, 0), tokens.get(name, 0), times.get(name) or Times())
+        for name, group in groups.items()
     }
 
 

@@ -89,7 +89,9 @@ def test_released_requests_of_one_model_may_try_again_and_others_may_not() -> No
     poison.note_death([request], "aborted", 0.0)
     poison.quarantine(replace(entry("of another"), model="other"))
 
+    assert poison.count_quarantined("m") == 1
     assert poison.release("m") == {request_digest("m", request.order)}
+    assert (poison.count_quarantined("m"), poison.count_quarantined("other")) == (0, 1)
     assert poison.find("m", request.order) is None
     assert quarantined(poison) == ["of another"]
 
