@@ -22,6 +22,7 @@ from mlxsup.supervisor.recovery.gate import Gate
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.recovery.restart_policy import RestartPolicy
 from mlxsup.supervisor.recovery.watchdog import Watchdog
+from mlxsup.supervisor.residency.ledger import Ledger
 from mlxsup.supervisor.scheduling import refusals
 from mlxsup.supervisor.scheduling.batch_limit import BatchLimit
 from mlxsup.supervisor.scheduling.scheduler import Scheduler
@@ -169,6 +170,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("restarts wait for nothing", Turn, "delay", _instead()),
     Mutation("the budget of restarts is endless", RestartPolicy, "note_death", _always_once_more),
     Mutation("a third worker while one drains", Succession, "_recycle", _a_third),
+    Mutation("memory is given twice", Ledger, "free_bytes", _instead(10**15)),
     Mutation("a shutdown drains nothing", ModelRunner, "close", _at_once),
     Mutation("an unload waits for nobody", Succession, "draining", _instead(False)),
     Mutation("hangs are not seen", Watchdog, "check", _instead()),
