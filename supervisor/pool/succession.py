@@ -372,7 +372,8 @@ class Succession:
 
     def enter(self, life: Life, state: WorkerState) -> None:
         if life is self.current:
-            self._enter(state)
+            leaves = self._makes_room and state in (WorkerState.DRAINING, WorkerState.STOPPING)
+            self._enter(state, "makes room for another model" if leaves else None)
 
     def report(self, life: Life, progress: link.LoadProgress) -> None:
         life.loading.report(progress)

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from mlxsup.protocol.errors import RpcError
-from mlxsup.supervisor.residency import refusals
 from mlxsup.supervisor.residency.eviction import Eviction
 from mlxsup.supervisor.residency.ledger import Footprint, Ledger
+from mlxsup.supervisor.residency.refusal import Refusal, megabytes
 from mlxsup.supervisor.residency.tenant import HOLDING, Demand, Phase, Tenant, Terms
 
 # What the system says of its memory changes without an event.
@@ -66,7 +66,6 @@ class Keeper:
         self._ledger = ledger
         self._effects = effects
         self._swap_wait_s = swap_wait_s
-        self._blocked_s = blocked_s
         self._tenants: dict[str, Tenant] = {}
         self._eviction = Eviction(
             self._tenants.values(),
@@ -74,6 +73,9 @@ class Keeper:
             effects.demand,
             residency_min_s=residency_min_s,
             swap_wait_s=swap_wait_s,
+        )
+        self._refusal = Refusal(
+            self._tenants.values(), ledger, effects.demand, blocked_s=blocked_s, swap_wait_s=swap_wait_s
         )
         self._back_s = -math.inf
 
@@ -203,7 +205,7 @@ class Keeper:
         )
 
     def why_waits(self, model: str) -> str:
-        needed = refusals.megabytes(self._tenants[model].footprint.usual_bytes)
+        needed = megabytes(self._tenants[model].footprint.usual_bytes)
         leaving = self._names(Phase.LEAVING)
         holding = self._names(*HOLDING)
         what = (
@@ -221,7 +223,7 @@ class Keeper:
         kept_bytes = 0
         for tenant in self._waiting(now_s):
             needed_bytes = self._needed_bytes(tenant)
-            error = self._why_refused(tenant, now_s)
+            error = self._refusal.of(tenant, now_s)
             if error is not None:
                 self._leave_queue(tenant, Phase.OUT)
                 self._effects.refuse(tenant.name, error)
@@ -269,36 +271,6 @@ class Keeper:
 
     def _claimed(self, tenant: Tenant) -> int:
         return self._ledger.claimed_bytes([tenant.name])
-
-    def _why_refused(self, tenant: Tenant, now_s: float) -> RpcError | None:
-        least_bytes = tenant.footprint.least_bytes
-        if least_bytes > self._ledger.capacity_bytes:
-            return refusals.too_large(least_bytes, self._ledger)
-        pinned = [other for other in self if other.terms.pinned and other.name in self._ledger]
-        kept = [other for other in self if other.name in self._ledger and self._stays(other)]
-        patience_s = math.inf
-        if pinned and self._attainable(pinned) < least_bytes:
-            patience_s = self._blocked_s
-        elif kept and self._attainable(kept) < least_bytes:
-            patience_s = max(self._blocked_s, self._swap_wait_s)
-        if math.isinf(patience_s):
-            tenant.blocked_since_s = None
-            return None
-        if tenant.blocked_since_s is None:
-            tenant.blocked_since_s = now_s
-        if now_s - tenant.blocked_since_s < patience_s:
-            return None
-        return refusals.no_room(least_bytes, self._attainable(kept), [other.name for other in kept])
-
-    def _stays(self, other: Tenant) -> bool:
-        if other.phase is Phase.LEAVING:
-            return False
-        return other.terms.pinned or (other.terms.preloaded and self._effects.demand(other.name).busy)
-
-    def _attainable(self, stay: list[Tenant]) -> int:
-        """What could be free if all but those were put out."""
-        names = {other.name for other in self} - {other.name for other in stay}
-        return self._ledger.free_bytes() + self._ledger.claimed_bytes(names)
 
     def _relieve(self, now_s: float) -> None:
         """They have grown beyond the budget: who is idle makes room, so that it is kept again."""
