@@ -241,6 +241,27 @@ def decisions(as_json: bool, check: bool, seed: int, queued: tuple[int, ...], **
     report.close(as_json=as_json, check=check)
 
 
+@main.command()
+@_common
+@_part
+@click.option("--requests", default=120, show_default=True, help="Of the three models in turn.")
+@click.option("--gap-s", default=0.5, show_default=True, help="Between two requests, about.")
+@click.option("--prompt-tokens", default=40, show_default=True, help="About.")
+@click.option("--answer-tokens", default=16, show_default=True, help="At most.")
+@click.option("--residency-min-s", default=10.0, show_default=True, help="As [memory] has it.")
+@click.option("--swap-wait-s", default=30.0, show_default=True, help="As [memory] has it.")
+@click.option("--weights-mb", default=400, show_default=True, help="Of a model that computes nothing.")
+@click.option("--load-s", default=1.0, show_default=True, help="That such a model is loaded for.")
+def swapping(as_json: bool, check: bool, seed: int, part: str, **sizes: Any) -> None:
+    """Three models in memory for two, asked in turn: how often they are loaded, and what that disturbs."""
+    from scripts.benchmarks.report import Report
+    from scripts.benchmarks.swapping import SwapSizes, measure_swapping
+
+    report = Report("swapping", seed)
+    report.add(measure_swapping(part, SwapSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
 @main.command(hidden=True)
 def null_worker() -> None:
     """A worker of the supervisor whose engine computes nothing."""

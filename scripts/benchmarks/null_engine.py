@@ -8,12 +8,14 @@ random intervals, each sequence for itself or all of a batch in steps. A batch i
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared, ReportLoad
+from scripts.benchmarks.null_model import load_null_weights
 from scripts.benchmarks.timed import Timed, TimedBatch
 
 _CONTEXT_TOKENS = 1 << 24
@@ -89,11 +91,13 @@ class _Sequence(msgspec.Struct):
 
 
 class NullEngine:
-    def __init__(self) -> None:
+    def __init__(self, weights: bytearray | None = None) -> None:
+        """`weights` only take memory."""
+        self._weights = weights or bytearray()
         self.loaded = Loaded(
             model_type="null",
             context_tokens=_CONTEXT_TOKENS,
-            weights_bytes=0,
+            weights_bytes=len(self._weights),
             vocabulary_tokens=_VOCABULARY_TOKENS,
             load_s=0.0,
         )
@@ -208,6 +212,6 @@ def _paced(order: Paced) -> Callable[[int], str]:
     return make_text
 
 
-def load_null_engine(_: Load, report: ReportLoad) -> NullEngine:
+def load_null_engine(order: Load, report: ReportLoad) -> NullEngine:
     report("weights", 1, 1)
-    return NullEngine()
+    return NullEngine(load_null_weights(Path(order.model_path), report))
