@@ -33,7 +33,7 @@ def _common(function: FunctionT) -> FunctionT:
 def main() -> None:
     """Measures mlxsup on this machine. Progress goes to stderr, the figures to stdout."""
     # As Ctrl-C: what was started for the measurement ends with it.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 
 
 @main.command()
@@ -244,8 +244,8 @@ def decisions(as_json: bool, check: bool, seed: int, queued: tuple[int, ...], **
 @main.command()
 @_common
 @_part
-@click.option("--requests", default=120, show_default=True, help="Of the three models in turn.")
-@click.option("--gap-s", default=0.5, show_default=True, help="Between two requests, about.")
+@click.option("--requests", default=90, show_default=True, help="Of the three models in turn.")
+@click.option("--gap-s", default=1.0, show_default=True, help="Between two requests, about.")
 @click.option("--prompt-tokens", default=40, show_default=True, help="About.")
 @click.option("--answer-tokens", default=16, show_default=True, help="At most.")
 @click.option("--residency-min-s", default=10.0, show_default=True, help="As [memory] has it.")
