@@ -216,7 +216,12 @@ def deadlines_are_kept(facts: Facts) -> Iterator[str]:
         deadline_s = submitted.at_s + ask.deadline_ms / 1000
         for ended in facts.ended[request]:
             late = ended.at_s > deadline_s + EPSILON_S
-            early = ended.outcome == ErrorKind.DEADLINE_EXCEEDED and ended.at_s < deadline_s - EPSILON_S
+            # One that had no turn yet may be hopeless before.
+            early = (
+                ended.outcome == ErrorKind.DEADLINE_EXCEEDED
+                and ended.at_s < deadline_s - EPSILON_S
+                and bool(facts.given[request])
+            )
             if late or early:
                 yield f"{ask.key} has until {deadline_s:.3f} s and ends at {ended.at_s:.3f} s: {ended.outcome}"
 
