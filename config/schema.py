@@ -64,6 +64,7 @@ class Worker(_Section, frozen=True):
     wired_limit_bytes: Annotated[int, Meta(ge=0)] = 0
     cache_limit_bytes: Annotated[int, Meta(ge=0)] | None = None
     parked_bytes_max: Annotated[int, Meta(ge=0)] = 1024 * MIB
+    prefill_lease: Literal["auto", "on", "off"] = "auto"
     exit_grace_s: Seconds = 5.0
     term_grace_s: Seconds = 15.0
     kill_grace_s: PositiveSeconds = 5.0

@@ -1,9 +1,9 @@
 """What supervisor and worker say to each other: JSON-RPC 2.0, one frame a line, internal to mlxsup.
 
 The supervisor sends requests `load`, `generate`, `tokenize`, `detokenize` and notifications `cancel`, `tune`,
-`shutdown`. The worker answers, and sends notifications `hello` (once, first), `progress` (of a load),
-`step` (text that sequences have gained) and `heartbeat`. Of one sequence every `step` comes before
-its answer.
+`lease/grant`, `shutdown`. The worker answers, and sends notifications `hello` (once, first), `progress` (of a load),
+`step` (text that sequences have gained), `heartbeat`, and, if it is told to by `tune`, `lease/ask` before it reads a chunk
+of a prompt and `lease/done` behind it. Of one sequence every `step` comes before its answer.
 """
 
 from typing import Annotated
@@ -27,6 +27,9 @@ HELLO = "hello"
 PROGRESS = "progress"
 STEP = "step"
 HEARTBEAT = "heartbeat"
+LEASE_ASK = "lease/ask"
+LEASE_GRANT = "lease/grant"
+LEASE_DONE = "lease/done"
 
 # Of 0 for whom somebody waits now, up to 3 for the background.
 URGENCY_NORMAL = 2
@@ -177,11 +180,26 @@ class Cancel(_Wire, frozen=True):
 
 
 class Tune(_Wire, frozen=True):
-    """From the next step on; what is None stays as it is."""
+    """From the next step on; what is None stays as it is.
+
+    A turn is asked for before at least `lease_tokens_min` tokens of prompts are read at once, 0: for none.
+    """
 
     batch_sequences_max: Annotated[int, Meta(ge=1)] | None = None
     prefill_chunk_tokens: Annotated[int, Meta(ge=1)] | None = None
     parked_bytes_max: Annotated[int, Meta(ge=0)] | None = None
+    lease_tokens_min: Annotated[int, Meta(ge=0)] | None = None
+
+
+class LeaseAsk(_Wire, frozen=True):
+    """So many tokens of prompts are next, the most urgent of them so urgent."""
+
+    tokens: Count
+    urgency: Annotated[int, Meta(ge=0, le=3)]
+
+
+class LeaseTurn(_Wire, frozen=True):
+    """One is granted, or it is over, or no longer wanted."""
 
 
 class Shutdown(_Wire, frozen=True):

@@ -15,9 +15,13 @@ from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.jsonrpc import encode_result
 from mlxsup.worker.engine.interface import Emission, Engine
 from mlxsup.worker.inbox import Command, EndOfInput, Inbox
+from mlxsup.worker.lease import Lease
 from mlxsup.worker.outbox import Outbox
 from mlxsup.worker.preparation import Preparation, Ready
 from mlxsup.worker.vitals import Vitals
+
+# A worker that waits for its turn with nothing to compute looks up so often, and is seen to live.
+_LEASE_LOOK_S = 1.0
 
 
 class _Counts(msgspec.Struct):
@@ -33,6 +37,8 @@ class BatchLoop:
         self._inbox = inbox
         self._outbox = outbox
         self._vitals = vitals
+        self._lease = Lease(outbox.send)
+        engine.share(self._lease)
         self._preparation = Preparation(engine, outbox, vitals, inbox.put)
         # False once its cancel has come.
         self._preparing: dict[int, bool] = {}
@@ -55,10 +61,10 @@ class BatchLoop:
                 end = self._take(wait=True)
             if end is not None:
                 return end
-            if self._running:
-                self._step()
+            if self._running and (end := self._step()) is not None:
+                return end
 
-    def _step(self) -> None:
+    def _step(self) -> ExitCode | None:
         prefill_tokens = self._engine.prefill_tokens
         self._vitals.advance(
             "batch",
@@ -72,14 +78,17 @@ class BatchLoop:
         self._step_s += time.monotonic() - began_s
         self._steps += 1
         if emissions is None:
-            return
+            return None
         if prefill_tokens:
             self._prefill_tokens_per_s = prefill_tokens / max(self._step_s, 1e-6)
         self._step_s = 0.0
         self._send(emissions)
+        if not emissions and self._lease.is_waiting:
+            return self._take(wait=True, timeout_s=_LEASE_LOOK_S)
+        return None
 
-    def _take(self, *, wait: bool) -> ExitCode | None:
-        for item in self._inbox.take(wait=wait):
+    def _take(self, *, wait: bool, timeout_s: float | None = None) -> ExitCode | None:
+        for item in self._inbox.take(wait=wait, timeout_s=timeout_s):
             end = self._handle(item)
             if end is not None:
                 return end
@@ -87,17 +96,8 @@ class BatchLoop:
 
     def _handle(self, item: Command | Ready | EndOfInput) -> ExitCode | None:
         match item:
-            case Ready(id=id, prepared=prepared):
-                wanted = self._preparing.pop(id)
-                if prepared is not None:
-                    delivered = len(prepared.request.delivered_tokens)
-                    self._running[id] = _Counts(len(prepared.prompt_tokens), delivered)
-                    if wanted:
-                        only = self._engine.submit(id, prepared)
-                        if only is not None:
-                            self._send([only])
-                    else:
-                        self._send([Emission(id, "", [], FinishReason.CANCELLED)])
+            case Ready():
+                self._begin(item)
             case EndOfInput(fault=fault):
                 return ExitCode.CLEAN if fault is None else ExitCode.PROTOCOL_ERROR
             case Command(params=link.Shutdown()):
@@ -106,6 +106,10 @@ class BatchLoop:
                 self._cancel(id, goes_on=goes_on)
             case Command(params=link.Tune() as order):
                 self._engine.tune(order)
+                if order.lease_tokens_min is not None:
+                    self._lease.bound(order.lease_tokens_min)
+            case Command(params=link.LeaseTurn()):
+                self._lease.grant()
             case Command(params=link.Load()):
                 return ExitCode.PROTOCOL_ERROR
             case Command(id=id, params=link.Generate()):
@@ -114,6 +118,20 @@ class BatchLoop:
             case Command():
                 self._preparation.put(item)
         return None
+
+    def _begin(self, ready: Ready) -> None:
+        wanted = self._preparing.pop(ready.id)
+        if ready.prepared is None:
+            return
+        delivered = len(ready.prepared.request.delivered_tokens)
+        self._running[ready.id] = _Counts(len(ready.prepared.prompt_tokens), delivered)
+        only = (
+            self._engine.submit(ready.id, ready.prepared)
+            if wanted
+            else Emission(ready.id, "", [], FinishReason.CANCELLED)
+        )
+        if only is not None:
+            self._send([only])
 
     def _cancel(self, id: int, *, goes_on: bool) -> None:
         """An unknown id is one that has just ended: the race is normal."""

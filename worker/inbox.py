@@ -27,6 +27,7 @@ _PARAMS: dict[str, type[Any]] = {
     link.DETOKENIZE: link.Detokenize,
     link.CANCEL: link.Cancel,
     link.TUNE: link.Tune,
+    link.LEASE_GRANT: link.LeaseTurn,
     link.SHUTDOWN: link.Shutdown,
 }
 
@@ -59,13 +60,13 @@ class Inbox:
     def has_items(self) -> bool:
         return bool(self._items)
 
-    def take(self, *, wait: bool) -> list[Any]:
-        """All that is there; with `wait` at least one item."""
+    def take(self, *, wait: bool, timeout_s: float | None = None) -> list[Any]:
+        """All that is there; with `wait` at least one item, unless none comes within `timeout_s`."""
         if not wait and not self._items:
             return []
         with self._changed:
-            while wait and not self._items:
-                self._changed.wait()
+            if wait:
+                self._changed.wait_for(lambda: self._items, timeout_s)
             items = list(self._items)
             self._items.clear()
             return items

@@ -14,7 +14,7 @@ import msgspec
 
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
-from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared, ReportLoad
+from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, ReportLoad
 from scripts.benchmarks.null_model import load_null_weights
 from scripts.benchmarks.timed import Timed, TimedBatch
 
@@ -149,6 +149,9 @@ class NullEngine:
 
     def forget(self, id: int) -> None:
         self._timed.forget(id)
+
+    def share(self, lease: Lease) -> None:
+        """It reads no prompts."""
 
     def tune(self, order: Tune) -> None:
         """It computes nothing that could be bounded."""

@@ -12,7 +12,7 @@ import msgspec
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Loaded, Tune
-from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared
+from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared
 from scripts.faulty_worker.faults import Faults
 from scripts.faulty_worker.script import FaultKind, Script
 
@@ -123,6 +123,9 @@ class FaultyEngine:
 
     def forget(self, id: int) -> None:
         """Nothing is kept."""
+
+    def share(self, lease: Lease) -> None:
+        """Its prompts cost no computing."""
 
     def tune(self, order: Tune) -> None:
         if order.prefill_chunk_tokens is not None:

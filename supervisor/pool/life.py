@@ -14,6 +14,7 @@ from mlxsup.config.schema import Recovery
 from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.supervisor.lease.desk import LeaseDesk
 from mlxsup.supervisor.pool.attempt import Attempt
 from mlxsup.supervisor.pool.frame_pipes import LinkFaultError
 from mlxsup.supervisor.pool.lifecycle import WorkerState
@@ -38,7 +39,8 @@ class WorkerSource(msgspec.Struct, frozen=True):
     """Where workers come from and how they are seen; a test hands in its own.
 
     `locate` gives the checked model folder or raises RpcError; `hatch` raises OSError; `observe` takes a pid;
-    `available` is the memory that the machine has left, in bytes; `weigh` says what the weights take, None if it can't.
+    `available` is the memory that the machine has left, in bytes; `weigh` says what the weights take, None if it can't;
+    `lease` is where those who share a GPU get their turns.
     """
 
     locate: Callable[[], Awaitable[Path]]
@@ -46,6 +48,7 @@ class WorkerSource(msgspec.Struct, frozen=True):
     observe: Callable[[int], Observation]
     available: Callable[[], int]
     weigh: Weigh
+    lease: LeaseDesk = msgspec.field(default_factory=lambda: LeaseDesk("off"))
 
 
 class Owner(Protocol):
@@ -141,6 +144,16 @@ class Life:
         assert self.worker is not None
         self.worker.tune(batch_sequences_max=batch_sequences_max, prefill_chunk_tokens=prefill_chunk_tokens)
 
+    # As a member of those who share a GPU:
+
+    def grant_lease(self) -> None:
+        assert self.worker is not None
+        self.worker.send_notification(link.LEASE_GRANT, link.LeaseTurn())
+
+    def bound_lease(self, tokens_min: int) -> None:
+        assert self.worker is not None
+        self.worker.send_notification(link.TUNE, link.Tune(lease_tokens_min=tokens_min))
+
     async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
         """As `Worker.call`; a worker that does not take up a question is found as with a request."""
         assert self.worker is not None
@@ -216,6 +229,7 @@ class Life:
             await self._serve(worker, folder)
         finally:
             phase, self.state = self.state, WorkerState.STOPPING
+            self._source.lease.leave(self)
             ended_by_itself = worker.returncode is not None or worker.failing.is_set()
             self._owner.ending(self)
             self._owner.enter(self, WorkerState.STOPPING)
@@ -234,6 +248,8 @@ class Life:
             answer=self._take_answer,
             progress=self._take_progress,
             heartbeat=self._take_beat,
+            lease_ask=lambda ask: self._source.lease.ask(self, ask.urgency),
+            lease_done=lambda: self._source.lease.done(self),
         )
 
     async def _serve(self, worker: Worker, folder: Path) -> None:
@@ -255,6 +271,7 @@ class Life:
                     self.ready_s = trio.current_time()
                     self._output.context_tokens = loaded.context_tokens
                     self._enter(WorkerState.READY)
+                    self._source.lease.join(self, "" if worker.hello is None else worker.hello.device)
                     self._owner.ready(self, loaded)
                 await trio.sleep_forever()
 
@@ -290,6 +307,7 @@ class Life:
     async def _watch_failure(self, worker: Worker) -> None:
         """Who asks in the moments between this and its death is none of those whom it takes away."""
         await worker.failing.wait()
+        self._source.lease.leave(self)
         self._owner.ending(self)
 
     async def _watch_death(self, worker: Worker, serving: trio.CancelScope) -> None:
@@ -320,11 +338,14 @@ class Life:
         self._watch.watchdog.note_frame(trio.current_time())
         if self._output.is_exceeded(step):
             raise LinkFaultError("it generated more than it was asked for")
+        self._source.lease.stepped(self)
         self._owner.take_step(self, step)
 
     def _take_answer(self, id: int, answer: link.Generated | RpcError) -> None:
         self._watch.watchdog.note_answer(trio.current_time())
         self._output.end(id)
+        if self._output.is_empty:
+            self._source.lease.idle(self)
         self._owner.take_answer(self, id, answer)
 
     def _take_question_answer(self) -> None:

@@ -33,6 +33,11 @@ class OutputBound:
     def end(self, id: int) -> None:
         self._left.pop(id, None)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no request is left."""
+        return not self._left
+
     def is_exceeded(self, step: Step) -> bool:
         """Whether it brings a request beyond its tokens, or has more text than they can be."""
         for delta in step.deltas:

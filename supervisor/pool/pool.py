@@ -12,6 +12,7 @@ from mlxsup.config.schema import Model as ModelConfig
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.service import ModelEntry
 from mlxsup.supervisor.events import EventBus
+from mlxsup.supervisor.lease.desk import LeaseDesk
 from mlxsup.supervisor.models.aliases import ALIASES
 from mlxsup.supervisor.models.checked_folders import CheckedFolders
 from mlxsup.supervisor.models.names import Folder, Source, check_name, parse_source
@@ -63,6 +64,8 @@ class Pool:
             available=self._available_bytes,
         )
         nursery.start_soon(self.residency.run)
+        self._lease = LeaseDesk(config.worker.prefill_lease)
+        nursery.start_soon(self._lease.run)
         self._hatchery = Hatchery(self._spawn, config.worker, nursery)
         self._runners: dict[str, ModelRunner] = {}
         for name in config.models:
@@ -199,6 +202,7 @@ class Pool:
             observe=self._observer.observe,
             available=self._available_bytes,
             weigh=weigh,
+            lease=self._lease,
         )
 
     def _available_bytes(self) -> int:

@@ -44,6 +44,10 @@ class WorkerGoneError(Exception):
     """The worker ended, or broke the protocol, before it answered."""
 
 
+def _ignore(*_: object) -> None:
+    """A spare has nobody to tell."""
+
+
 class Handlers(msgspec.Struct, frozen=True):
     """What is done, at once and without waiting, with what the worker says by itself.
 
@@ -54,13 +58,11 @@ class Handlers(msgspec.Struct, frozen=True):
     answer: Callable[[int, link.Generated | RpcError], None]
     progress: Callable[[link.LoadProgress], None]
     heartbeat: Callable[[link.Heartbeat], None]
+    lease_ask: Callable[[link.LeaseAsk], None] = _ignore
+    lease_done: Callable[[], None] = _ignore
 
 
-def _ignore(_: object) -> None:
-    """A spare has nobody to tell."""
-
-
-_NO_HANDLERS = Handlers(step=_ignore, answer=lambda *_: None, progress=_ignore, heartbeat=_ignore)
+_NO_HANDLERS = Handlers(step=_ignore, answer=_ignore, progress=_ignore, heartbeat=_ignore)
 
 
 class Worker:
@@ -285,6 +287,10 @@ class Worker:
                 return partial(self._handlers.step, self._decode_step(params))
             case link.HEARTBEAT:
                 return partial(self._feel_beat, msgspec.json.decode(params, type=link.Heartbeat))
+            case link.LEASE_ASK:
+                return partial(self._handlers.lease_ask, msgspec.json.decode(params, type=link.LeaseAsk))
+            case link.LEASE_DONE:
+                return self._handlers.lease_done
             case link.PROGRESS:
                 return partial(self._handlers.progress, msgspec.json.decode(params, type=link.LoadProgress))
             case link.HELLO:

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxsup.worker.engine.batches import Answers, Choice, Member, Prompts
-from mlxsup.worker.engine.interface import IsWanted
+from mlxsup.worker.engine.interface import IsWanted, Lease
 from mlxsup.worker.engine.stages import STAGE_S, cache_arrays
 
 # mlx-lm's own bound on prompts that are prefilled together.
@@ -25,6 +25,7 @@ class Batch:
     def __init__(self, model: nn.Module, *, sequences_max: int, chunk_tokens: int) -> None:
         self.sequences_max = sequences_max
         self.chunk_tokens = chunk_tokens
+        self.lease: Lease | None = None
         self._model = model
         self._waiting: list[Member] = []
         self._prompts: dict[int, Prompts] = {}
@@ -51,34 +52,52 @@ class Batch:
                 prompts.remove(member, keeps_caches=keeps_caches)
         if keeps_caches:
             self._unsettled += members
+        if self.lease is not None and self._next_urgency() is None:
+            self.lease.over()
 
     @property
     def prefill_tokens(self) -> int:
         """How many tokens of prompts the next step will compute, if nothing comes in between."""
         urgency = self._reads_next()
-        if urgency is None:
-            return 0
+        return self._tokens_of(urgency) if urgency is not None and self._is_allowed(urgency) else 0
+
+    def _tokens_of(self, urgency: int) -> int:
         prompts = self._prompts.get(urgency)
         if prompts is not None and prompts.is_put_aside:
             return prompts.tokens_put_aside
         read = [*(prompts.members if prompts is not None else ()), *self._newcomers(urgency)]
         return sum(map(self._chunk, read))
 
+    def _is_allowed(self, urgency: int) -> bool:
+        prompts = self._prompts.get(urgency)
+        has_begun = prompts is not None and prompts.is_put_aside
+        return has_begun or self.lease is None or self.lease.allows(self._tokens_of(urgency))
+
     def step(self, is_wanted: IsWanted) -> list[Choice] | None:
         """A chunk of prompts, or a token of each answer; None when it is put aside before its end."""
         self._go_on()
         urgency = self._reads_next()
+        if urgency is not None and not self._is_allowed(urgency):
+            assert self.lease is not None
+            self.lease.ask(self._tokens_of(urgency), urgency)
+            urgency = None
         if urgency is None:
-            choices = self._answers.step(is_wanted)
-            self._told = choices is not None
-            if self._told:
-                self._settle()
-            return choices
+            return self._tell(is_wanted)
         self._told = False
         if urgency <= self._first_answer:
             return self._read(urgency, is_wanted)
         until_s = time.monotonic() + max(self._answers.step_s, STAGE_S)
         return self._read(urgency, lambda: is_wanted() or time.monotonic() >= until_s)
+
+    def _tell(self, is_wanted: IsWanted) -> list[Choice] | None:
+        choices = self._answers.step(is_wanted)
+        if choices == [] and self._answers.members:
+            # What was chosen had all been told.
+            choices = self._answers.step(is_wanted)
+        self._told = choices is not None
+        if self._told:
+            self._settle()
+        return choices
 
     def _reads_next(self) -> int | None:
         """The urgency of the prompts that are read next; None: the answers go on."""
@@ -104,6 +123,8 @@ class Batch:
             return self._answers.start(ready)
         if not prompts.read(self.chunk_tokens, is_wanted):
             return None
+        if self.lease is not None:
+            self.lease.over()
         done = prompts.take_read()
         return self._answers.start(done) if done else []
 

@@ -32,6 +32,22 @@ class Prepared(msgspec.Struct, frozen=True):
     request: Generate
 
 
+class Lease(Protocol):
+    """Turns at reading prompts, where others use the same device."""
+
+    def allows(self, tokens: int) -> bool:
+        """Whether a chunk of so many tokens may be read now."""
+        ...
+
+    def ask(self, tokens: int, urgency: int) -> None:
+        """It may not, and is wanted; a step may come meanwhile that reads nothing."""
+        ...
+
+    def over(self) -> None:
+        """It is read, or no longer wanted."""
+        ...
+
+
 class Engine(Protocol):
     """Everything but `prepare`, `tokenize` and `detokenize` is called by the MLX thread only."""
 
@@ -58,6 +74,10 @@ class Engine(Protocol):
         """A sequence that was to go on does not; ids that were never kept are forgotten already."""
         ...
 
+    def share(self, lease: Lease) -> None:
+        """From now on prompts are read in turns."""
+        ...
+
     def tune(self, order: Tune) -> None:
         """Take other bounds from the next step on."""
         ...
@@ -68,7 +88,10 @@ class Engine(Protocol):
         ...
 
     def step(self, is_wanted: IsWanted) -> list[Emission] | None:
-        """Compute one step of the batch. None: it `is_wanted` elsewhere, and goes on where it is with the next call."""
+        """Compute one step of the batch. None: it `is_wanted` elsewhere, and goes on where it is with the next call.
+
+        Nothing, if all that is left to compute waits for its turn.
+        """
         ...
 
     def tokenize(self, text: str) -> list[int]: ...

@@ -14,7 +14,7 @@ from mlxsup.worker.engine import loading
 from mlxsup.worker.engine.batch import Batch
 from mlxsup.worker.engine.batches import Choice, Member
 from mlxsup.worker.engine.codec import TextCodec, TokenStream
-from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared, ReportLoad
+from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, ReportLoad
 from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.sampling import make_logits_processors, make_sampler
 from mlxsup.worker.engine.stop_strings import StopStrings
@@ -172,6 +172,9 @@ class TextEngine:
 
     def forget(self, id: int) -> None:
         self._parking.drop(id)
+
+    def share(self, lease: Lease) -> None:
+        self._batch.lease = lease
 
     def tune(self, order: Tune) -> None:
         if order.prefill_chunk_tokens is not None:

@@ -180,8 +180,9 @@ def test_answers_that_are_less_urgent_wait_for_an_urgent_prompt_and_lose_nothing
     batch.add(urgent)
     began: list[int] = []
     while not began:
-        began += [choice.token for choice in batch.step(never) or [] if choice.id == 5]
-        assert all(len(tokens) < 5 for tokens in told.values())
+        choices = batch.step(never) or []
+        assert {choice.id for choice in choices} <= {5}
+        began += [choice.token for choice in choices]
     while any(len(tokens) < ANSWER_TOKENS for tokens in told.values()):
         for choice in batch.step(never) or []:
             (began if choice.id == 5 else told[choice.id]).append(choice.token)
@@ -341,3 +342,50 @@ def test_sampling_and_penalties_are_those_of_the_position_after_giving_way(model
 def test_a_token_takes_in_the_cache_what_the_shape_of_the_model_says(model: nn.Module) -> None:
     # Keys and values of two heads of eight dimensions, in each layer.
     assert loading.kv_bytes_per_token(model) == LAYERS * 2 * 2 * 8 * 4
+
+
+class Refusing:
+    """A lease that is granted when the test says so."""
+
+    def __init__(self) -> None:
+        self.granted = False
+        self.asked: list[tuple[int, int]] = []
+        self.ended = 0
+
+    def allows(self, _: int) -> bool:
+        return self.granted
+
+    def ask(self, tokens: int, urgency: int) -> None:
+        self.asked.append((tokens, urgency))
+
+    def over(self) -> None:
+        self.ended += 1
+
+
+def test_answers_go_on_while_a_prompt_waits_for_its_turn_also_an_urgent_one(model: nn.Module) -> None:
+    batch, lease = make_batch(model), Refusing()
+    batch.add(member(model, 3, urgency=3))
+    told = first_ids(batch, 1)
+    batch.lease = lease
+    batch.add(member(model, 6, urgency=0))
+    told += first_ids(batch, 4)
+
+    assert told == [3] * 5
+    assert lease.asked[0] == (CHUNK, 0)
+    assert batch.prefill_tokens == 0
+
+    lease.granted = True
+    chunks = -(-(PROMPT_LENGTHS[6] - 1) // CHUNK)
+    assert first_ids(batch, 1) == [6]
+    assert lease.ended == chunks
+
+
+def test_with_nothing_but_a_prompt_that_waits_a_step_gives_nothing(model: nn.Module) -> None:
+    batch = make_batch(model)
+    batch.lease = Refusing()
+    one = member(model, 6)
+    batch.add(one)
+
+    assert batch.step(never) == []
+    batch.remove([one])
+    assert batch.lease.ended == 1

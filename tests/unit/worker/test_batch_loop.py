@@ -16,6 +16,7 @@ from mlxsup.protocol.worker_link import (
     Cancel,
     Detokenize,
     Generate,
+    LeaseTurn,
     Load,
     Loaded,
     Shutdown,
@@ -23,7 +24,7 @@ from mlxsup.protocol.worker_link import (
     Tune,
 )
 from mlxsup.worker.batch_loop import BatchLoop
-from mlxsup.worker.engine.interface import Emission, IsWanted, Prepared
+from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared
 from mlxsup.worker.inbox import Command, EndOfInput, Inbox
 from mlxsup.worker.outbox import Outbox
 from mlxsup.worker.vitals import Vitals
@@ -46,6 +47,9 @@ class CountingEngine:
         # Steps that are put aside before each that is computed, and what the engine was told meanwhile.
         self.hesitates = 0
         self.wanted: list[bool] = []
+        # Nothing is computed without a turn for so many tokens; 0: it needs none.
+        self.lease_tokens = 0
+        self.lease: Lease | None = None
         self.tuned: list[Tune] = []
         self.forgotten: list[int] = []
         self.gave_way: list[int] = []
@@ -73,6 +77,9 @@ class CountingEngine:
     def forget(self, id: int) -> None:
         self.forgotten.append(id)
 
+    def share(self, lease: Lease) -> None:
+        self.lease = lease
+
     def tune(self, order: Tune) -> None:
         self.tuned.append(order)
 
@@ -85,6 +92,9 @@ class CountingEngine:
             self.hesitates -= 1
             self.wanted.append(is_wanted())
             return None
+        if self.lease is not None and self.lease_tokens and not self.lease.allows(self.lease_tokens):
+            self.lease.ask(self.lease_tokens, 0)
+            return []
         emissions = []
         for id, (done, most) in list(self.running.items()):
             self.running[id] = (done + 1, most)
@@ -252,6 +262,27 @@ def test_a_step_that_is_put_aside_goes_on_with_nothing_lost(bench: Bench) -> Non
 
     assert answers(frames)[5]["completion_tokens"] == 4
     assert bench.engine.wanted == [False] * 5
+
+
+def test_what_waits_for_its_turn_is_computed_when_it_is_granted_and_cancels_are_obeyed_before(
+    bench: Bench,
+) -> None:
+    bench.engine.lease_tokens = 100
+    bench.inbox.put(Command(0, Tune(lease_tokens_min=64)))
+    bench.generate(5, tokens=2)
+    bench.wait_for(b"lease/ask")
+    bench.generate(6, tokens=2)
+    bench.inbox.put(Command(0, Cancel(id=6)))
+    bench.wait_answer(6)
+    bench.inbox.put(Command(0, LeaseTurn()))
+    bench.wait_answer(5)
+    frames = bench.end()
+
+    assert answers(frames)[6]["finish_reason"] == "cancelled"
+    assert answers(frames)[5]["completion_tokens"] == 2
+    assert [frame["method"] for frame in frames if frame.get("method", "").startswith("lease")] == [
+        "lease/ask"
+    ]
 
 
 def test_questions_are_answered_beside_the_batch(bench: Bench) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path  # noqa: E402
 
 from mlxsup.protocol.generation import FinishReason  # noqa: E402
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune  # noqa: E402
-from mlxsup.worker.engine.interface import Emission, IsWanted, LoadEngine, Prepared, ReportLoad  # noqa: E402
+from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, LoadEngine, Prepared, ReportLoad  # noqa: E402
 from mlxsup.worker.process import run_worker  # noqa: E402
 
 _LONG_S = 3600
@@ -48,6 +48,9 @@ class ScriptedEngine:
 
     def forget(self, id: int) -> None:
         """Nothing is kept."""
+
+    def share(self, lease: Lease) -> None:
+        """It reads no prompts."""
 
     def tune(self, order: Tune) -> None:
         """It computes nothing that could be bounded."""
