@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxsup.protocol.generation import Priority
@@ -24,7 +24,6 @@ def fill(room: WaitingRoom, arrivals: list[tuple[Priority, str, int]]) -> list[G
     return requests
 
 
-@settings(deadline=None)
 @given(ARRIVALS)
 def test_a_more_urgent_tier_is_always_served_first(arrivals: list[tuple[Priority, str, int]]) -> None:
     room = make_room()
@@ -36,7 +35,6 @@ def test_a_more_urgent_tier_is_always_served_first(arrivals: list[tuple[Priority
     assert sorted(request.id for request in served) == [request.id for request in requests]
 
 
-@settings(deadline=None)
 @given(ARRIVALS, st.booleans())
 def test_a_clients_requests_of_one_tier_are_served_in_order_of_arrival(
     arrivals: list[tuple[Priority, str, int]], shortest_first: bool
@@ -50,7 +48,6 @@ def test_a_clients_requests_of_one_tier_are_served_in_order_of_arrival(
         assert of_key == sorted(of_key)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.none() | st.integers(1, 100)), max_size=20))
 def test_a_clients_requests_are_served_by_deadline_and_without_one_by_the_end_of_their_patience(
     arrivals: list[tuple[int, int | None]],
@@ -113,7 +110,6 @@ def test_a_request_becomes_one_tier_more_urgent_with_each_step_that_it_has_waite
         assert room.peek(now_s) is (old if old_is_first else newcomer)
 
 
-@settings(deadline=None)
 @given(ARRIVALS, st.data())
 def test_what_is_removed_is_never_served_and_the_counts_are_right(
     arrivals: list[tuple[Priority, str, int]], data: st.DataObject
@@ -136,7 +132,6 @@ def test_what_is_removed_is_never_served_and_the_counts_are_right(
     assert room.clients() == {}
 
 
-@settings(deadline=None)
 @given(ARRIVALS, st.data())
 def test_what_is_put_back_is_served_first_of_all_and_in_its_old_order(
     arrivals: list[tuple[Priority, str, int]], data: st.DataObject
@@ -229,7 +224,6 @@ def test_one_that_gave_way_and_was_removed_is_not_recalled() -> None:
     assert room.returned == 0
 
 
-@settings(deadline=None)
 @given(ARRIVALS, st.sampled_from(TIERS))
 def test_the_first_of_a_tier_is_the_one_that_would_be_first_if_only_that_tier_waited(
     arrivals: list[tuple[Priority, str, int]], tier: Priority
@@ -423,7 +417,6 @@ def test_who_is_to_leave_first_is_of_the_least_urgent_tier_and_has_had_no_turn()
     assert len(room) == 1
 
 
-@settings(deadline=None)
 @given(ARRIVALS, st.integers(0, 20), st.sampled_from(TIERS), st.sampled_from("abz"), st.integers(1, 30))
 def test_no_more_goes_before_a_newcomer_than_was_said(
     arrivals: list[tuple[Priority, str, int]], gone: int, tier: Priority, client: str, cost: int
