@@ -17,6 +17,7 @@ import msgspec
 import psutil
 import trio
 
+from mlxsup.config.schema import MIB, Model
 from mlxsup.protocol.client.aio import Client, connect
 from mlxsup.protocol.client.exchange import Notification
 from mlxsup.protocol.service import Event, Stats
@@ -25,19 +26,22 @@ from scripts.benchmarks.figures import quantile
 from scripts.benchmarks.null_model import make_null_model
 from scripts.benchmarks.report import Goal, Section, Table
 from scripts.benchmarks.supervisor_child import MODEL, Say, SupervisorChild, running_supervisor
-from scripts.benchmarks.traffic import Asked, Order, Traffic, answered, faults
+from scripts.benchmarks.traffic import Asked, Order, Traffic, answered
 from scripts.benchmarks.workload import WORKLOADS, Workload, texts, with_params
 
 GOAL_LOADS_SHARE = 1 / 3
 _NAMES = ("first", "second", "third")
 _FIT = 2
-# Between what is needed for two and for three.
-_BUDGET_MODELS = 2.5
+# Without these a worker grows with what it has answered, by an amount that is its allocator's.
+_KV_BYTES_MAX = 128 * MIB
+_CACHE_BYTES_MAX = 64 * MIB
 _LOOK_S = 0.25
 # The supervisor measures its workers once a heartbeat.
 _SETTLE_S = 3.0
 _LIMIT_S = 600.0
 _JITTER = 0.5
+# As many as are computed together.
+_TOGETHER = Model().batch_sequences_max
 
 
 class SwapSizes(msgspec.Struct, frozen=True):
@@ -63,7 +67,6 @@ class SwapFigures(msgspec.Struct, frozen=True):
     lru_loads: int
     interrupted: int
     lost: list[str]
-    refused: int
     deaths: int
     ttft_p50_ms: float
     ttft_p95_ms: float
@@ -76,19 +79,21 @@ def measure_swapping(part: str, sizes: SwapSizes, seed: int, say: Say) -> Sectio
         source = MODEL
         if part == "null":
             source = str(make_null_model(folder / "model", sizes.weights_mb * 1_000_000, sizes.load_s))
-        models = {f"models.{name}": {"source": source} for name in _NAMES}
-        tables = {"worker": {**workload.worker, "spares": 0}, **models}
+        model = {"source": source, "kv_bytes_max": _KV_BYTES_MAX}
+        worker = {**workload.worker, "spares": 0, "cache_limit_bytes": _CACHE_BYTES_MAX}
+        tables = {"worker": worker, **{f"models.{name}": model for name in _NAMES}}
         orders = draw_orders(workload, sizes, seed)
         with _supervisor(folder / "alone", tables, {}) as child:
             before, after = trio.run(_measure_one, child, orders[0], say)
+        budget_bytes = budget_for_two(before, after)
         memory = {
-            "budget_bytes": budget_for_two(before, after),
+            "budget_bytes": budget_bytes,
             "residency_min_s": sizes.residency_min_s,
             "swap_wait_s": sizes.swap_wait_s,
         }
         say(f"one needs {after / 1e6:.0f} MB; {sizes.requests} requests of three")
         with _supervisor(folder / "together", tables, memory) as child:
-            figures = trio.run(_measure, child, orders, sizes, memory["budget_bytes"], seed)
+            figures = trio.run(_measure, child, orders, sizes, budget_bytes, seed)
     return Section(f"swapping_{part}", figures, [_table(part, figures)], _goals(part, figures))
 
 
@@ -112,32 +117,36 @@ def draw_orders(workload: Workload, sizes: SwapSizes, seed: int) -> list[Order]:
 
 
 def budget_for_two(before_bytes: int, after_bytes: int) -> int:
-    """By what is kept for a model before it was ever loaded, and after it has answered.
+    """By what is kept for a model before it was ever loaded, and after it has answered: two of either kind fit, and three of
+    neither.
 
     Raises:
-        RuntimeError: with what is kept before, three that were loaded fit as soon as two that were not.
+        RuntimeError: they are too far from each other for that.
     """
-    budget_bytes = max(round(_BUDGET_MODELS * after_bytes), before_bytes + after_bytes)
-    if budget_bytes >= 3 * after_bytes:
+    two, three = 2 * max(before_bytes, after_bytes), 3 * min(before_bytes, after_bytes)
+    if two >= three:
         raise RuntimeError(
             f"no budget is for two: a model was thought to need {before_bytes} bytes, not {after_bytes}"
         )
-    return budget_bytes
+    return (two + three) // 2
 
 
 async def _measure_one(child: SupervisorChild, order: Order, say: Say) -> tuple[int, int]:
-    """What is kept for a model, in bytes, before it was loaded and after it has answered."""
+    """What is kept for a model, in bytes, before it was loaded and after it has answered a full batch."""
     kept: list[int] = []
     async with connect(child.socket) as client:
         await client.call("model/pull", {"model": MODEL})
         say("loading one, to see what it needs")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_note_reserved, client, kept)
-            asked = await Traffic(client, _LIMIT_S).ask(order)
+            traffic = Traffic(client, _LIMIT_S)
+            async with trio.open_nursery() as asking:
+                for _ in range(_TOGETHER):
+                    asking.start_soon(traffic.ask, order)
             await trio.sleep(_SETTLE_S)
             nursery.cancel_scope.cancel()
-    if asked.result is None:
-        raise RuntimeError(f"a model alone does not answer: {asked.error or asked.fault}")
+    if len(answered(traffic.asked)) < _TOGETHER:
+        raise RuntimeError(f"a model alone does not answer: {_complaints(traffic.asked)[0]}")
     return next(filter(None, kept)), kept[-1]
 
 
@@ -202,7 +211,7 @@ def evaluate(
 ) -> SwapFigures:
     """Raises RuntimeError when nothing was answered."""
     if not answered(asked):
-        raise RuntimeError(f"nothing was answered: {asked[0].error or asked[0].fault}")
+        raise RuntimeError(f"nothing was answered: {_complaints(asked)[0]}")
     ttfts_ms = [one.ttft_ms for one in answered(asked)]
     workers = (one.result.worker for one in answered(asked) if one.result is not None)
     return SwapFigures(
@@ -212,12 +221,16 @@ def evaluate(
         loads=loads,
         lru_loads=plain_lru_loads((one.order.params["model"] for one in asked), _FIT),
         interrupted=sum(worker is not None and worker.resumed > 0 for worker in workers),
-        lost=faults(asked),
-        refused=sum(one.is_refused for one in asked),
+        lost=_complaints(asked),
         deaths=sum(sum(counters.deaths.values()) for counters in stats.workers.values()),
         ttft_p50_ms=quantile(ttfts_ms, 0.5),
         ttft_p95_ms=quantile(ttfts_ms, 0.95),
     )
+
+
+def _complaints(asked: Iterable[Asked]) -> list[str]:
+    """Of those that were refused, too: there is room for all of them to wait."""
+    return [str(one.error or one.fault) for one in asked if one.result is None or one.fault is not None]
 
 
 def plain_lru_loads(arrivals: Iterable[str], fit: int) -> int:
@@ -240,7 +253,7 @@ def _goals(part: str, figures: SwapFigures) -> list[Goal]:
     return [
         Goal(f"{part}: loads, as a share of plain LRU's", share, GOAL_LOADS_SHARE, at_least=False),
         Goal(f"{part}: requests that a swap interrupted", figures.interrupted, 0, at_least=False),
-        Goal(f"{part}: requests lost or refused", len(figures.lost) + figures.refused, 0, at_least=False),
+        Goal(f"{part}: requests lost or refused", len(figures.lost), 0, at_least=False),
         Goal(f"{part}: workers that died", figures.deaths, 0, at_least=False),
         Goal(f"{part}: memory of all workers, as a share of the budget", memory_share, 1.0, at_least=False),
     ]
