@@ -12,7 +12,7 @@ from mlxsup.supervisor.scheduling import refusals
 from mlxsup.supervisor.scheduling.costs import CostModel
 from mlxsup.supervisor.scheduling.flights import Flight, Place
 from mlxsup.supervisor.scheduling.forecast import Outlook, retry_after_ms, wait_s
-from mlxsup.supervisor.scheduling.preemption import URGENCY
+from mlxsup.supervisor.scheduling.order import RANK
 from mlxsup.supervisor.scheduling.speed import Speed
 from mlxsup.supervisor.scheduling.track_record import TrackRecord
 from mlxsup.supervisor.scheduling.waiting_room import Overfull, WaitingRoom
@@ -123,7 +123,7 @@ class Admission:
         self, request: GenerationRequest, running: Sequence[Flight], limit: int, now_s: float
     ) -> float:
         urgent = self._preempts and request.priority is Priority.INTERACTIVE
-        if urgent and any(URGENCY[flight.request.priority] for flight in running):
+        if urgent and any(RANK[flight.request.priority] for flight in running):
             return 0.0
         ahead = self._room.ahead(request.priority, request.client, now_s)
         predicted_s = wait_s(

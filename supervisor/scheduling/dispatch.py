@@ -16,7 +16,8 @@ from mlxsup.supervisor.scheduling.batch_limit import BatchLimit
 from mlxsup.supervisor.scheduling.costs import CostModel
 from mlxsup.supervisor.scheduling.flights import Flight, Flights, Place, Port
 from mlxsup.supervisor.scheduling.isolation import Isolation
-from mlxsup.supervisor.scheduling.preemption import URGENCY, choose_less_urgent, choose_of_crowd
+from mlxsup.supervisor.scheduling.order import RANK
+from mlxsup.supervisor.scheduling.preemption import choose_less_urgent, choose_of_crowd
 from mlxsup.supervisor.scheduling.waiting_room import WaitingRoom
 
 WhyNot = Callable[[GenerationRequest, float], RpcError | None]
@@ -96,7 +97,7 @@ class Dispatch:
         head = self._room.peek(now_s)
         if head is None or self._room.returned or self._room.count_of(newcomer.client):
             return False
-        return URGENCY[head.priority] >= URGENCY[newcomer.priority]
+        return RANK[head.priority] >= RANK[newcomer.priority]
 
     def _let_urgent_in(self, now_s: float) -> None:
         while self.place is not None and (urgent := self._room.peek_tier(Priority.INTERACTIVE)) is not None:
@@ -154,7 +155,7 @@ class Dispatch:
                 kv_bytes=place.kv_bytes(prompt_tokens, request.order.max_tokens),
             )
         )
-        order = msgspec.structs.replace(request.remaining_order(), urgency=URGENCY[request.priority])
+        order = msgspec.structs.replace(request.remaining_order(), urgency=RANK[request.priority])
         try:
             place.port.generate(request.id, order)
         except RpcError as refusal:

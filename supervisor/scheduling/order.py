@@ -14,6 +14,7 @@ from mlxsup.supervisor.scheduling.indexed_heap import Key
 
 TIERS = tuple(Priority)
 RANK = {tier: rank for rank, tier in enumerate(TIERS)}
+"""0 is the most urgent."""
 
 
 class Ticket:

@@ -15,9 +15,7 @@ from mlxsup.config.schema import Scheduling
 from mlxsup.protocol.generation import Priority
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.scheduling.flights import Flight
-
-URGENCY = {tier: urgency for urgency, tier in enumerate(Priority)}
-"""0 is the most urgent."""
+from mlxsup.supervisor.scheduling.order import RANK
 
 
 def choose_less_urgent(flights: Sequence[Flight], config: Scheduling) -> Flight | None:
@@ -31,11 +29,11 @@ def choose_of_crowd(
     """For one whose client has fewer places, of those in one batch in the order in which they began."""
     places = Counter(flight.request.client for flight in flights if not flight.gives_way)
     fair = places[newcomer.client] + 2
-    urgency = URGENCY[newcomer.priority]
+    urgency = RANK[newcomer.priority]
     crowd = [
         flight
         for flight in flights
-        if places[flight.request.client] >= fair and URGENCY[flight.request.priority] >= urgency
+        if places[flight.request.client] >= fair and RANK[flight.request.priority] >= urgency
     ]
     return _choose(crowd, config)
 
@@ -44,7 +42,7 @@ def _choose(flights: Sequence[Flight], config: Scheduling) -> Flight | None:
     chosen = None
     for flight in flights:
         if _may_give_way(flight, config) and (
-            chosen is None or URGENCY[flight.request.priority] >= URGENCY[chosen.request.priority]
+            chosen is None or RANK[flight.request.priority] >= RANK[chosen.request.priority]
         ):
             chosen = flight
     return chosen

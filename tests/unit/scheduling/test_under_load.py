@@ -10,6 +10,9 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import Priority
 from tests.unit.scheduling.simulated_load import Arrival, Engine, Fate, Run
 
+# Each plays minutes of load.
+pytestmark = pytest.mark.slow
+
 MODEL = Model(batch_sequences_max=16, queue_requests_max=64)
 # What the engine completes of such requests, with a full batch.
 CAPACITY_PER_S = 5.2
