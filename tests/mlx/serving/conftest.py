@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,17 @@ def model_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def serving(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    folder = tmp_path_factory.mktemp("serving")
-    config = folder / "config.toml"
     # More threads than cores left over would spin against whatever else runs here.
-    config.write_text(f"[worker]\nblas_threads = {BLAS_THREADS}\n[models.{MODEL}]\n")
-    socket = folder / "s.sock"
+    config = f"[worker]\nblas_threads = {BLAS_THREADS}\n[models.{MODEL}]\n"
+    with running(config, tmp_path_factory.mktemp("serving"), model_folder) as serving:
+        yield serving
+
+
+@contextmanager
+def running(config_text: str, folder: Path, model_folder: Path) -> Iterator[Serving]:
+    """A supervisor with that configuration; `folder` is for its files."""
+    config, socket = folder / "config.toml", folder / "s.sock"
+    config.write_text(config_text)
     command = [sys.executable, "-P", "-m", "mlxsup.supervisor", "start"]
     with subprocess.Popen(
         [*command, "--config", str(config), "--socket", str(socket)],

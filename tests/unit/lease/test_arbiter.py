@@ -219,4 +219,4 @@ class Turns(RuleBasedStateMachine):
 
 
 TestTurns = Turns.TestCase
-TestTurns.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestTurns.settings = settings(max_examples=100, stateful_step_count=30)
