@@ -262,6 +262,21 @@ def swapping(as_json: bool, check: bool, seed: int, part: str, **sizes: Any) -> 
     report.close(as_json=as_json, check=check)
 
 
+@main.command()
+@_common
+@click.option("--rounds", default=5, show_default=True, help="Pairs of runs.")
+@click.option("--streams", default=8, show_default=True, help="In all, of one model or half of each.")
+@click.option("--max-tokens", default=64, show_default=True, help="Of each stream's answer.")
+def pair(as_json: bool, check: bool, seed: int, **sizes: int) -> None:
+    """Two models in use at once: what they give together, beside one model with as many streams."""
+    from scripts.benchmarks.pair import PairSizes, measure_pair
+    from scripts.benchmarks.report import Report
+
+    report = Report("pair", seed)
+    report.add(measure_pair(PairSizes(**sizes), report.say))
+    report.close(as_json=as_json, check=check)
+
+
 @main.command(hidden=True)
 def null_worker() -> None:
     """A worker of the supervisor whose engine computes nothing."""

@@ -35,16 +35,23 @@ class Run(msgspec.Struct, frozen=True):
         return self.tokens / self.seconds
 
 
-def run_streams(socket: Path, prompts: Sequence[str], max_tokens: int) -> Run:
-    """All prompts at once, greedily, each as a stream."""
-    return trio.run(_run_streams, socket, prompts, max_tokens)
+def run_streams(
+    socket: Path, prompts: Sequence[str], max_tokens: int, models: Sequence[str] = (MODEL,)
+) -> Run:
+    """All prompts at once, greedily, each as a stream; the models get them in turn."""
+    return trio.run(_run_streams, socket, prompts, max_tokens, models)
 
 
-async def _run_streams(socket: Path, prompts: Sequence[str], max_tokens: int) -> Run:
+async def _run_streams(socket: Path, prompts: Sequence[str], max_tokens: int, models: Sequence[str]) -> Run:
     answers: dict[int, Answer] = {}
 
     async def ask(client: Client, index: int, prompt: str) -> None:
-        params = {"model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+        params = {
+            "model": models[index % len(models)],
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
         async with client.stream("generate", params) as stream:
             pieces = [piece async for piece in stream]
         assert stream.result is not None
