@@ -165,3 +165,49 @@ def test_tenants_compares_the_small_one_beside_the_big_one_with_both_of_its_othe
     for name, other in (("to_alone", round["alone"]), ("to_full_batch", round["full_batch"])):
         ratio = round["beside"]["ttft_p95_ms"] / other["ttft_p95_ms"]
         assert figures[name]["ttft"]["median"] == pytest.approx(ratio)
+
+
+def test_streams_gets_every_token_of_every_stream_and_times_it() -> None:
+    sections = _bench_json(
+        *("streams", "--models", "2", "--streams", "6", "--connections", "2", "--tokens-per-s", "20"),
+        *("--settle-s", "1", "--seconds", "1"),
+    )
+
+    figures = sections["streams"]["figures"]
+    assert figures["lost_tokens"] == 0
+    assert figures["tokens"] > 6
+    assert figures["tokens_a_stream"] > figures["tokens"] / 6
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"] <= figures["max_ms"]
+
+
+def test_decisions_times_every_kind_among_every_number_that_waits() -> None:
+    sections = _bench_json(
+        *("decisions", "--queued", "32", "--queued", "512", "--rounds", "1", "--decisions", "50"),
+    )
+
+    figures = sections["decisions"]["figures"]
+    kinds = [growth["kind"] for growth in figures["growths"]]
+    assert len(kinds) == 3
+    timed = {(cost["kind"], cost["queued"]): cost["nanoseconds"] for cost in figures["costs"]}
+    assert set(timed) == {(kind, queued) for kind in kinds for queued in (32, 512)}
+    assert min(timed.values()) > 0
+
+
+def test_swapping_loads_more_often_than_there_are_models_and_disturbs_no_request() -> None:
+    sections = _bench_json(
+        *("swapping", "--part", "null", "--requests", "9", "--gap-s", "0.2", "--answer-tokens", "4"),
+        *("--residency-min-s", "1", "--swap-wait-s", "5", "--weights-mb", "300", "--load-s", "0.2"),
+    )
+
+    figures = sections["swapping_null"]["figures"]
+    assert figures["lru_loads"] == 9
+    assert 3 <= figures["loads"] < 9
+    assert (figures["interrupted"], figures["lost"], figures["deaths"]) == (0, [], 0)
+    assert 300e6 < figures["peak_bytes"] <= figures["budget_bytes"]
+
+
+def test_pair_compares_two_models_with_one() -> None:
+    sections = _bench_json("pair", "--rounds", "1", "--streams", "2", "--max-tokens", "4")
+
+    figures = sections["pair"]["figures"]
+    assert figures["ratio"]["median"] == pytest.approx(figures["two"]["median"] / figures["one"]["median"])
