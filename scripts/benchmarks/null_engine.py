@@ -76,7 +76,8 @@ def flood_text(seed: int, tokens: int) -> str:
 
 
 def _order(request: Generate) -> Order:
-    return msgspec.json.decode(request.prompt or "", type=Order)
+    order: Order = msgspec.json.decode(request.prompt or "", type=Order)
+    return order
 
 
 def _piece(seed: int, number: int) -> str:

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -72,7 +73,7 @@ class StreamsFigures(msgspec.Struct, frozen=True):
 def measure_streams(sizes: StreamsSizes, seed: int, say: Say) -> Section:
     names = [f"model-{number}" for number in range(sizes.models)]
     batch = -(-sizes.streams // sizes.models)
-    tables = {
+    tables: dict[str, dict[str, Any]] = {
         "server": {"in_flight_requests_max": -(-sizes.streams // sizes.connections)},
         "worker": {"command": child_command("null-worker"), "spares": 0},
         **{f"models.{name}": {"source": MODEL, "batch_sequences_max": batch} for name in names},
@@ -143,7 +144,7 @@ def _order(seed: int, tokens_per_s: float) -> Stepped:
     return Stepped(seed, step_ms * (1 - _JITTER), step_ms * (1 + _JITTER))
 
 
-def _params(model: str, order: Stepped, tokens: int) -> dict[str, object]:
+def _params(model: str, order: Stepped, tokens: int) -> dict[str, Any]:
     return {"model": model, "prompt": msgspec.json.encode(order).decode(), "max_tokens": tokens}
 
 
