@@ -192,8 +192,15 @@ async def test_a_key_for_another_order_is_refused_by_its_path(autojump_clock: Mo
     async with memory_supervisor(server=SERVER) as supervisor:
         client = supervisor.connect()
         await client.generate(1, 3, idempotency_key="k")
-        for changed in ({"max_tokens": 4}, {"prompt": "q"}, {"temperature": 0.1}, {"stop": "x"}, {"seed": 1}):
-            await client.generate(2, **{"tokens": 3, "idempotency_key": "k"} | changed)
+        changes: list[dict[str, Any]] = [
+            {"max_tokens": 4},
+            {"prompt": "q"},
+            {"temperature": 0.1},
+            {"stop": "x"},
+            {"seed": 1},
+        ]
+        for changed in changes:
+            await client.generate(2, 3, idempotency_key="k", **changed)
             refused = await client.receive()
             assert refused["error"]["data"]["path"] == "$.idempotency_key"
             assert refused["error"]["data"]["kind"] == "invalid_params"
