@@ -146,6 +146,10 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """From the arrival of the call that is answered. One that joined a request with the same idempotency key has 0 for what
+    was over when it came; `tokens_per_second` is that of the request.
+    """
+
     queue_ms: float
     ttft_ms: float | None
     total_ms: float

@@ -34,7 +34,9 @@ _RESULT_BYTES = 2048
 
 
 class Key(msgspec.Struct, frozen=True):
-    """Any local user whom the socket admits is the same one: it is the supervisor's own."""
+    """Whoever connects is the same one: the socket admits nobody but its owner and root. Who names another's `client` and
+    key, and asks for the very same, gets that one's answer.
+    """
 
     model: str
     client: str | None
