@@ -4,14 +4,21 @@ However many wait, they come so fast that each waits long enough to age through 
 them. Three kinds. In the waiting room alone, one comes and one gets its turn. In the whole scheduler, one of a full batch is
 answered, so that the next one starts, and one comes. And one comes that is refused, since the predicted wait leaves its
 deadline no room.
+
+Steps are lines of Python, which are the same on every machine, and heaps are made of them. The time of each step grows,
+too: what a hundred requests take is in the processor's caches, and what a hundred thousand take is not.
 """
 
 import gc
 import math
 import random
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import msgspec
 
@@ -27,6 +34,7 @@ from mlxsup.supervisor.scheduling.waiting_room import RoomBounds, WaitingRoom
 from scripts.benchmarks.report import Goal, Section, Table
 from scripts.benchmarks.supervisor_child import Say
 
+GOAL_SLOWEST_MS = 1.0
 _BATCH = 16
 # A look at the clock costs a part of a decision.
 _TIMED_TOGETHER = 50
@@ -64,22 +72,24 @@ class DecisionSizes(msgspec.Struct, frozen=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """Nanoseconds for each decision, the median of the rounds."""
+    """Of each decision; the nanoseconds are the median of the rounds."""
 
     kind: str
     queued: int
     nanoseconds: float
+    steps: float
 
 
 class Growth(msgspec.Struct, frozen=True):
-    """`base_ns + doubling_ns * log2(queued)` fits best; `against_log` is by how much the cost among the most grew over that
+    """`base_ns + doubling_ns * log2(queued)` fits best. The others say by how much the cost among the most grew over that
     among the fewest, over how much the logarithm did.
     """
 
     kind: str
     base_ns: float
     doubling_ns: float
-    against_log: float
+    ns_over_log: float
+    steps_over_log: float
 
 
 class DecisionFigures(msgspec.Struct, frozen=True):
@@ -108,29 +118,65 @@ def measure_decisions(sizes: DecisionSizes, seed: int, say: Say) -> Section:
     finally:
         gc.enable()
         gc.unfreeze()
-    costs = [Cost(kind, queued, statistics.median(rounds)) for (kind, queued), rounds in found.items()]
+    say("counting steps")
+    steps = {
+        (kind, subject.queued): subject.count(decide)
+        for subject in subjects
+        for kind, decide in subject.kinds.items()
+    }
+    costs = [
+        Cost(*which, nanoseconds=statistics.median(rounds), steps=steps[which])
+        for which, rounds in found.items()
+    ]
     figures = DecisionFigures(sizes, costs, growths(costs))
+    slowest = max(cost.nanoseconds for cost in costs) / 1e6
     goals = [
-        Goal(f"growth over the logarithm's, {growth.kind}", growth.against_log, 1.0, at_least=False)
+        Goal(f"steps: growth over the logarithm's, {growth.kind}", growth.steps_over_log, 1.0, at_least=False)
         for growth in figures.growths
     ]
+    goals.append(
+        Goal("milliseconds for the slowest kind of decision", slowest, GOAL_SLOWEST_MS, at_least=False)
+    )
     return Section("decisions", figures, [_table(figures)], goals)
 
 
 def growths(costs: Sequence[Cost]) -> list[Growth]:
     """For each kind, among at least two numbers of requests, each above 1."""
     return [
-        _growth(kind, sorted((cost.queued, cost.nanoseconds) for cost in costs if cost.kind == kind))
+        _growth(kind, sorted((cost for cost in costs if cost.kind == kind), key=lambda cost: cost.queued))
         for kind in dict.fromkeys(cost.kind for cost in costs)
     ]
 
 
-def _growth(kind: str, points: list[tuple[int, float]]) -> Growth:
-    doublings = [math.log2(queued) for queued, _ in points]
-    nanoseconds = [cost for _, cost in points]
-    slope, base = statistics.linear_regression(doublings, nanoseconds)
-    against_log = (nanoseconds[-1] / nanoseconds[0]) / (doublings[-1] / doublings[0])
-    return Growth(kind, base, slope, against_log)
+def _growth(kind: str, costs: list[Cost]) -> Growth:
+    doublings = [math.log2(cost.queued) for cost in costs]
+    slope, base = statistics.linear_regression(doublings, [cost.nanoseconds for cost in costs])
+    first, last = costs[0], costs[-1]
+    logarithms = doublings[-1] / doublings[0]
+    return Growth(
+        kind=kind,
+        base_ns=base,
+        doubling_ns=slope,
+        ns_over_log=last.nanoseconds / first.nanoseconds / logarithms,
+        steps_over_log=last.steps / first.steps / logarithms,
+    )
+
+
+@contextmanager
+def _counted_lines() -> Iterator[list[int]]:
+    """Lines of Python that are run in the block; not those of what calls it."""
+    lines = [0]
+
+    def trace(_frame: FrameType, event: str, _argument: object) -> Callable[..., Any]:
+        lines[0] += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
 
 
 class _Nobody:
@@ -167,19 +213,32 @@ class _Subject:
         """Nanoseconds for one, of processor time: what else the machine does is no part of it."""
         total_ns = 0
         for _ in range(0, self._sizes.decisions, _TIMED_TOGETHER):
-            self._prepare()
-            newcomers = []
-            for _ in range(_TIMED_TOGETHER):
-                self._now_s += self._gap_s
-                newcomers.append((self._newcomer(), self._now_s))
+            newcomers = self._newcomers()
             began_ns = time.thread_time_ns()
             for newcomer, now_s in newcomers:
                 decide(newcomer, now_s)
             total_ns += time.thread_time_ns() - began_ns
         return total_ns / (-(-self._sizes.decisions // _TIMED_TOGETHER) * _TIMED_TOGETHER)
 
+    def count(self, decide: Decide) -> float:
+        """Steps of one."""
+        newcomers = self._newcomers()
+        with _counted_lines() as lines:
+            for newcomer, now_s in newcomers:
+                decide(newcomer, now_s)
+        return lines[0] / len(newcomers)
+
+    def _newcomers(self) -> list[tuple[GenerationRequest, float]]:
+        """With the moments at which they come."""
+        self._prepare()
+        newcomers = []
+        for _ in range(_TIMED_TOGETHER):
+            self._now_s += self._gap_s
+            newcomers.append((self._newcomer(), self._now_s))
+        return newcomers
+
     def _prepare(self) -> None:
-        """What happens now and then, and is not timed."""
+        """What happens now and then, and is neither timed nor counted."""
 
     def _newcomer(self) -> GenerationRequest:
         self._last_id += 1
@@ -306,18 +365,15 @@ class _Queue(_Subject):
 
 def _table(figures: DecisionFigures) -> Table:
     sizes = figures.sizes
-    by_kind = {(cost.kind, cost.queued): f"{cost.nanoseconds / 1000:.2f}" for cost in figures.costs}
     queued = sorted(sizes.queued)
-    return Table(
-        f"Microseconds for one decision, by how many wait; about {sizes.each_client} of each client, all tiers",
-        ("", *(f"{number:,}" for number in queued), "fit", "over log"),
-        [
-            (
-                growth.kind,
-                *(by_kind[growth.kind, number] for number in queued),
-                f"{growth.base_ns / 1000:.2f} + {growth.doubling_ns / 1000:.2f} log2(n)",
-                f"{growth.against_log:.2f}",
-            )
-            for growth in figures.growths
-        ],
-    )
+    title = f"One decision, by how many wait; about {sizes.each_client} of each client, all tiers"
+    rows = []
+    for growth in figures.growths:
+        costs = [cost for cost in figures.costs if cost.kind == growth.kind]
+        costs.sort(key=lambda cost: cost.queued)
+        fit = f"{growth.base_ns / 1000:.1f} + {growth.doubling_ns / 1000:.1f} log2(n)"
+        steps = [f"{cost.steps:.0f}" for cost in costs]
+        times = [f"{cost.nanoseconds / 1000:.1f}" for cost in costs]
+        rows.append((f"{growth.kind}: steps", *steps, f"{growth.steps_over_log:.2f}", ""))
+        rows.append((f"{growth.kind}: us", *times, f"{growth.ns_over_log:.2f}", fit))
+    return Table(title, ("", *(f"{number:,}" for number in queued), "over log", "fit"), rows)

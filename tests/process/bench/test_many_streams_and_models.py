@@ -62,21 +62,21 @@ def test_streams_that_begin_too_late_are_no_crowd() -> None:
 
 
 def test_a_cost_that_grows_as_the_logarithm_is_found_as_such() -> None:
-    (growth,) = growths([Cost("a", 2**number, 100.0 * number) for number in (4, 6, 10)])
+    (growth,) = growths([Cost("a", 2**number, 100.0 * number, 3.0 * number) for number in (4, 6, 10)])
 
     assert growth.doubling_ns == pytest.approx(100.0)
     assert growth.base_ns == pytest.approx(0.0, abs=1e-6)
-    assert growth.against_log == pytest.approx(1.0)
+    assert (growth.ns_over_log, growth.steps_over_log) == pytest.approx((1.0, 1.0))
 
 
 def test_a_cost_that_grows_as_the_queue_is_found_out() -> None:
-    constant, linear = growths(
-        [Cost("a", number, 7.0) for number in (10, 1000)]
-        + [Cost("b", number, 1.0 * number) for number in (10, 1000)]
+    time_constant, steps_constant = growths(
+        [Cost("a", number, 7.0, 1.0 * number) for number in (10, 1000)]
+        + [Cost("b", number, 1.0 * number, 7.0) for number in (10, 1000)]
     )
 
-    assert constant.against_log == pytest.approx(1 / 3)
-    assert linear.against_log == pytest.approx(100 / 3)
+    assert (time_constant.ns_over_log, time_constant.steps_over_log) == pytest.approx((1 / 3, 100 / 3))
+    assert (steps_constant.ns_over_log, steps_constant.steps_over_log) == pytest.approx((100 / 3, 1 / 3))
 
 
 @pytest.mark.parametrize(
