@@ -5,7 +5,9 @@ A client that decoded each delta as it came would measure itself, and take the p
 
 import select
 import socket
+import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +20,12 @@ from mlxsup.protocol.jsonrpc import Response
 
 _READ_BYTES = 256 * 1024
 _METHOD = "generate"
+# How long one wait for the only connection lasts at most.
+_SLICE_S = 0.05
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("@ll", int(seconds), round(seconds % 1 * 1_000_000))
 
 
 class Heard(msgspec.Struct):
@@ -48,6 +56,9 @@ class Crowd:
         self._poll = select.poll()
         for descriptor in self._by_descriptor:
             self._poll.register(descriptor, select.POLLIN)
+        if connections == 1:
+            # Then nobody has to be asked which one it is.
+            self._lines[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(_SLICE_S))
 
     def __enter__(self) -> Self:
         return self
@@ -90,12 +101,18 @@ class Crowd:
         return [heard for line in self._lines for heard in line.heard.values()]
 
     def _read(self, timeout_s: float) -> None:
+        if len(self._lines) == 1:
+            with suppress(BlockingIOError):
+                self._receive(self._lines[0])
+            return
         for descriptor, _ in self._poll.poll(timeout_s * 1000):
-            line = self._by_descriptor[descriptor]
-            chunk = line.socket.recv(_READ_BYTES)
-            line.chunks.append((time.monotonic_ns(), chunk))
-            if not chunk:
-                raise ConnectionError("the supervisor closed a connection")
+            self._receive(self._by_descriptor[descriptor])
+
+    def _receive(self, line: _Line) -> None:
+        chunk = line.socket.recv(_READ_BYTES)
+        line.chunks.append((time.monotonic_ns(), chunk))
+        if not chunk:
+            raise ConnectionError("the supervisor closed a connection")
 
     def _understand(self, line: _Line) -> int:
         """Read what has come; so many streams of it have not ended."""

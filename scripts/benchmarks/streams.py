@@ -53,7 +53,8 @@ class StreamsSizes(msgspec.Struct, frozen=True):
 
 class StreamsFigures(msgspec.Struct, frozen=True):
     """Latencies in milliseconds; memory is the supervisor's resident growth at the end; processor times are shares of
-    one core, and `token_us` the supervisor's for each token.
+    one core, those of the `others` neither the supervisor's, the workers' nor this client's; `token_us` is the supervisor's for
+    each token.
     """
 
     sizes: StreamsSizes
@@ -67,6 +68,7 @@ class StreamsFigures(msgspec.Struct, frozen=True):
     tokens_a_stream: float
     supervisor_share: float
     workers_share: float
+    others_share: float
     token_us: float
 
 
@@ -154,6 +156,8 @@ class Look(msgspec.Struct, frozen=True):
     moment_ns: int
     supervisor_s: float
     workers_s: float
+    client_s: float
+    machine_s: float
     grown_bytes: int
 
 
@@ -162,8 +166,16 @@ def _look(child: SupervisorChild, workers: list[psutil.Process], resident: int) 
         moment_ns=time.monotonic_ns(),
         supervisor_s=processor_s(child.process),
         workers_s=sum(map(processor_s, workers)),
+        client_s=time.process_time(),
+        machine_s=_machine_s(),
         grown_bytes=child.process.memory_info().rss - resident,
     )
+
+
+def _machine_s() -> float:
+    """Processor time that all processes of this machine have used."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
 
 
 def evaluate(sizes: StreamsSizes, heard: list[Heard], began: Look, ended: Look) -> StreamsFigures:
@@ -188,6 +200,10 @@ def evaluate(sizes: StreamsSizes, heard: list[Heard], began: Look, ended: Look) 
         ]
     seconds = (ended.moment_ns - began.moment_ns) / 1e9
     supervisor_s = ended.supervisor_s - began.supervisor_s
+    workers_s = ended.workers_s - began.workers_s
+    others_s = (
+        ended.machine_s - began.machine_s - supervisor_s - workers_s - (ended.client_s - began.client_s)
+    )
     return StreamsFigures(
         sizes=sizes,
         tokens=len(ages_ms),
@@ -199,7 +215,8 @@ def evaluate(sizes: StreamsSizes, heard: list[Heard], began: Look, ended: Look) 
         stream_kb=max(began.grown_bytes, ended.grown_bytes) / len(heard) / 1e3,
         tokens_a_stream=tokens / len(heard),
         supervisor_share=supervisor_s / seconds,
-        workers_share=(ended.workers_s - began.workers_s) / seconds,
+        workers_share=workers_s / seconds,
+        others_share=others_s / seconds,
         token_us=supervisor_s * 1e6 / len(ages_ms),
     )
 
@@ -219,6 +236,7 @@ def _table(figures: StreamsFigures) -> Table:
             "kB/stream",
             "its tokens",
             "cores",
+            "others'",
             "us/token",
         ),
         [
@@ -232,6 +250,7 @@ def _table(figures: StreamsFigures) -> Table:
                 f"{figures.stream_kb:.1f}",
                 f"{figures.tokens_a_stream:.0f}",
                 f"{figures.supervisor_share:.2f}",
+                f"{figures.others_share:.2f}",
                 f"{figures.token_us:.1f}",
             )
         ],

@@ -28,7 +28,15 @@ def _heard(tokens: int, *deltas: tuple[int, str]) -> Heard:
 
 
 def _look(moment_ms: int, *, supervisor_s: float = 0.0, grown_bytes: int = 0) -> Look:
-    return Look(moment_ms * MS, supervisor_s, 0.0, grown_bytes)
+    """The machine is busy with two cores all the time, one of them the client's."""
+    return Look(
+        moment_ns=moment_ms * MS,
+        supervisor_s=supervisor_s,
+        workers_s=supervisor_s / 2,
+        client_s=moment_ms / 1000,
+        machine_s=2 * moment_ms / 1000,
+        grown_bytes=grown_bytes,
+    )
 
 
 def _evaluate(*heard: Heard) -> StreamsFigures:
@@ -46,7 +54,8 @@ def test_a_tokens_age_is_from_its_making_to_the_reading_of_its_delta_also_when_s
     assert (found.tokens, found.p50_ms, found.max_ms) == (3, 2.0, 4.0)
     assert found.lost_tokens == 0
     assert found.stream_kb == 5.0
-    assert found.supervisor_share == 0.5
+    assert (found.supervisor_share, found.workers_share) == (0.5, 0.25)
+    assert found.others_share == pytest.approx(0.25)
     assert found.token_us == pytest.approx(500_000 / 3)
 
 
