@@ -187,7 +187,6 @@ class Tune(_Wire, frozen=True):
 
     batch_sequences_max: Annotated[int, Meta(ge=1)] | None = None
     prefill_chunk_tokens: Annotated[int, Meta(ge=1)] | None = None
-    parked_bytes_max: Annotated[int, Meta(ge=0)] | None = None
     lease_tokens_min: Annotated[int, Meta(ge=0)] | None = None
 
 

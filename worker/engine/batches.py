@@ -75,6 +75,9 @@ class Prompts:
         if members:
             self._caches = _extended(self._caches, _merged(members))
             self.members += members
+            for member in members:
+                # Of one that has read nothing they stay empty.
+                member.caches = [] if member.cached else member.caches
 
     def read(self, chunk_tokens: int, is_wanted: IsWanted) -> bool:
         """A chunk of each, or what is left of the last one; False when it is put aside before its end."""
@@ -130,7 +133,7 @@ class Prompts:
         if keeps_caches and self._reads:
             # Asked for at its end, the pass that has begun is as good as done.
             member.cached += self._reads[at]
-        if keeps_caches:
+        if keeps_caches and member.cached:
             member.caches = [cache.extract(at) for cache in self._caches]
         self._keep([other for other in range(len(self.members)) if other != at])
 

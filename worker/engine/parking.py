@@ -30,7 +30,8 @@ class Parking(Generic[MemberT]):
         if size <= self._bytes_max:
             self._parked[member.id] = (member, size)
             self.bytes += size
-            self._shrink()
+            while self.bytes > self._bytes_max:
+                self.take(next(iter(self._parked)))
 
     def take(self, id: int) -> MemberT | None:
         member, size = self._parked.pop(id, (None, 0))
@@ -39,12 +40,3 @@ class Parking(Generic[MemberT]):
 
     def drop(self, id: int) -> None:
         self.take(id)
-
-    def bound(self, bytes_max: int) -> None:
-        """From now on."""
-        self._bytes_max = bytes_max
-        self._shrink()
-
-    def _shrink(self) -> None:
-        while self.bytes > self._bytes_max:
-            self.take(next(iter(self._parked)))

@@ -181,8 +181,6 @@ class TextEngine:
             self._batch.chunk_tokens = order.prefill_chunk_tokens
         if order.batch_sequences_max is not None:
             self._batch.sequences_max = order.batch_sequences_max
-        if order.parked_bytes_max is not None:
-            self._parking.bound(order.parked_bytes_max)
 
     def step(self, is_wanted: IsWanted) -> list[Emission] | None:
         choices = self._batch.step(is_wanted)

@@ -20,7 +20,7 @@ from mlxsup.supervisor.pool.process import Observation
 from mlxsup.supervisor.residency.residency import Weights
 from tests.fakes.memory_worker import MemoryWorker, Plan
 
-CONFIG = Worker(spares=0)
+CONFIG = Worker(spares=0, parked_bytes_max=12345)
 TURN_S_MAX = 7.0
 
 
@@ -122,6 +122,11 @@ async def test_a_turn_of_a_worker_that_dies_goes_to_the_other_which_then_is_alon
         await one.wait_told(2)
         one.die(-11)
         assert await two.wait_told(3) == [TOKENS_MIN, "granted", 0]
+
+
+async def test_a_worker_is_told_how_much_it_may_keep_of_those_who_gave_way(autojump_clock: MockClock) -> None:
+    async with two_lives() as lives:
+        assert [worker.order and worker.order.parked_bytes_max for worker in lives] == [12345] * 2
 
 
 async def test_a_turn_that_is_never_given_back_is_taken(autojump_clock: MockClock) -> None:

@@ -41,16 +41,6 @@ def test_one_that_is_too_large_drops_no_other() -> None:
     assert [parking.take(id) is not None for id in (1, 2)] == [True, False]
 
 
-def test_a_smaller_bound_drops_what_is_over_it() -> None:
-    parking: Parking[Parked] = Parking(10)
-    parking.put(parked(1, 4))
-    parking.put(parked(2, 4))
-    parking.bound(5)
-    assert (len(parking), parking.bytes) == (1, 4)
-    parking.bound(0)
-    assert (len(parking), parking.bytes) == (0, 0)
-
-
 @given(st.lists(st.tuples(st.sampled_from(["put", "take", "drop"]), st.integers(0, 5), st.integers(0, 30))))
 def test_the_bound_is_never_exceeded_and_the_bytes_are_those_of_what_is_there(
     orders: list[tuple[str, int, int]],
