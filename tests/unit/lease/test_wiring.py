@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from mlxsup.config.schema import Model, Recovery, Worker
@@ -104,24 +105,32 @@ async def two_lives() -> AsyncIterator[list[Asking]]:
         nursery.cancel_scope.cancel()
 
 
+async def first_granted(one: Asking, two: Asking) -> tuple[Asking, Asking]:
+    """Both ask at the same moment: who has the first turn, and the other one."""
+    await one.wait_told(1)
+    await two.wait_told(1)
+    await trio.testing.wait_all_tasks_blocked()
+    return (one, two) if "granted" in one.told else (two, one)
+
+
 async def test_the_first_has_a_turn_and_the_second_has_it_when_it_is_given_back(
     autojump_clock: MockClock,
 ) -> None:
     async with two_lives() as (one, two):
-        assert await one.wait_told(2) == [TOKENS_MIN, "granted"]
+        first, second = await first_granted(one, two)
         await trio.sleep(1.0)
-        assert two.told == [TOKENS_MIN]
-        await one.give_back()
-        assert await two.wait_told(2) == [TOKENS_MIN, "granted"]
+        assert second.told == [TOKENS_MIN]
+        await first.give_back()
+        assert await second.wait_told(2) == [TOKENS_MIN, "granted"]
 
 
 async def test_a_turn_of_a_worker_that_dies_goes_to_the_other_which_then_is_alone(
     autojump_clock: MockClock,
 ) -> None:
     async with two_lives() as (one, two):
-        await one.wait_told(2)
-        one.die(-11)
-        assert await two.wait_told(3) == [TOKENS_MIN, "granted", 0]
+        first, second = await first_granted(one, two)
+        first.die(-11)
+        assert await second.wait_told(3) == [TOKENS_MIN, "granted", 0]
 
 
 async def test_a_worker_is_told_how_much_it_may_keep_of_those_who_gave_way(autojump_clock: MockClock) -> None:
@@ -131,7 +140,7 @@ async def test_a_worker_is_told_how_much_it_may_keep_of_those_who_gave_way(autoj
 
 async def test_a_turn_that_is_never_given_back_is_taken(autojump_clock: MockClock) -> None:
     async with two_lives() as (one, two):
-        await one.wait_told(2)
+        _, second = await first_granted(one, two)
         began_s = trio.current_time()
-        await two.wait_told(2)
+        await second.wait_told(2)
         assert trio.current_time() - began_s <= TURN_S_MAX + 0.01
