@@ -117,6 +117,7 @@ class Generate(_Wire, frozen=True):
     the answer goes on behind them as if nothing had happened. `max_tokens` counts them too. `accepted_unix_s` is when the
     supervisor accepted `messages`: a chat template that names the day names that of then, in whichever worker.
     `urgency` is 0 for whom somebody waits now, up to 3 for the background: the less urgent gives way within the batch.
+    `reads_first`: its client has less than its share, and a prompt that is one chunk is read before others as urgent go on.
     """
 
     max_tokens: int
@@ -130,6 +131,7 @@ class Generate(_Wire, frozen=True):
     delivered_tokens: list[int] = []
     delivered_chars: int = 0
     urgency: Annotated[int, Meta(ge=0, le=3)] = URGENCY_NORMAL
+    reads_first: bool = False
 
 
 class Generated(_Wire, frozen=True):

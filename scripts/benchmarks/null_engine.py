@@ -122,7 +122,8 @@ class NullEngine:
         order = _order(request)
         delivered = len(request.delivered_tokens)
         self._is_timed = isinstance(order, Timed)
-        cached = self._timed.add(id, order, request.urgency, delivered) if isinstance(order, Timed) else 0
+        turn = 2 * request.urgency + (not request.reads_first)
+        cached = self._timed.add(id, order, turn, delivered) if isinstance(order, Timed) else 0
         self._running[id] = _Sequence(self._text_maker(order), request.max_tokens, delivered, cached)
 
     def _text_maker(self, order: Order) -> Callable[[int], str]:

@@ -60,9 +60,10 @@ class _Work:
 
 
 class _Member:
-    def __init__(self, order: Timed, urgency: int, unread: int) -> None:
+    def __init__(self, order: Timed, turn: int, unread: int) -> None:
         self.speed = order.speed
-        self.urgency = urgency
+        # As in worker/engine/batch.py: even for those whose prompt is read before answers that are as urgent.
+        self.turn = turn if unread <= _CHUNK_TOKENS else turn | 1
         self.unread = unread
         self.reading = _Work()
 
@@ -79,12 +80,12 @@ class TimedBatch:
         # Every answer has got a token since a chunk was read.
         self._told = False
 
-    def add(self, id: int, order: Timed, urgency: int, delivered: int) -> int:
+    def add(self, id: int, order: Timed, turn: int, delivered: int) -> int:
         """`delivered` are tokens of its answer, which are read like its prompt; how many of all need not be read."""
         tokens = order.prompt_tokens + delivered
         cached = tokens if id in self._parked else 0
         self._parked.discard(id)
-        self._members[id] = _Member(order, urgency, tokens - cached)
+        self._members[id] = _Member(order, turn, tokens - cached)
         return min(cached, order.prompt_tokens)
 
     def remove(self, id: int, *, keeps: bool = False) -> None:
@@ -123,8 +124,8 @@ class TimedBatch:
     def _reads_next(self) -> _Member | None:
         """None: the answers go on."""
         unread = (member for member in self._members.values() if member.unread)
-        member = min(unread, key=lambda member: member.urgency, default=None)
+        member = min(unread, key=lambda member: member.turn, default=None)
         answers = self._answers().values()
-        if member is None or self._told or all(member.urgency < answer.urgency for answer in answers):
+        if member is None or self._told or all(member.turn < answer.turn | 1 for answer in answers):
             return member
         return None

@@ -222,7 +222,12 @@ def request_digest(model: str, order: Generate) -> str:
     The seed is part of it only where it was asked for: one that the supervisor drew differs each time.
     """
     same = msgspec.structs.replace(
-        order, accepted_unix_s=None, delivered_tokens=[], delivered_chars=0, urgency=URGENCY_NORMAL
+        order,
+        accepted_unix_s=None,
+        delivered_tokens=[],
+        delivered_chars=0,
+        urgency=URGENCY_NORMAL,
+        reads_first=False,
     )
     if not order.seeded:
         same = msgspec.structs.replace(same, sampling=msgspec.structs.replace(order.sampling, seed=0))

@@ -17,7 +17,11 @@ from mlxsup.supervisor.scheduling.costs import CostModel
 from mlxsup.supervisor.scheduling.flights import Flight, Flights, Place, Port
 from mlxsup.supervisor.scheduling.isolation import Isolation
 from mlxsup.supervisor.scheduling.order import RANK
-from mlxsup.supervisor.scheduling.preemption import choose_less_urgent, choose_of_crowd
+from mlxsup.supervisor.scheduling.preemption import (
+    choose_less_urgent,
+    choose_of_crowd,
+    has_less_than_its_share,
+)
 from mlxsup.supervisor.scheduling.waiting_room import WaitingRoom
 
 WhyNot = Callable[[GenerationRequest, float], RpcError | None]
@@ -144,6 +148,7 @@ class Dispatch:
             self._fail(request, error, now_s)
             return
         self._started(request, now_s)
+        reads_first = has_less_than_its_share(self.running, request.client)
         prompt_tokens = self._costs.prompt_tokens(request.order)
         self._flights.add(
             Flight(
@@ -155,7 +160,9 @@ class Dispatch:
                 kv_bytes=place.kv_bytes(prompt_tokens, request.order.max_tokens),
             )
         )
-        order = msgspec.structs.replace(request.remaining_order(), urgency=RANK[request.priority])
+        order = msgspec.structs.replace(
+            request.remaining_order(), urgency=RANK[request.priority], reads_first=reads_first
+        )
         try:
             place.port.generate(request.id, order)
         except RpcError as refusal:

@@ -38,6 +38,12 @@ def choose_of_crowd(
     return _choose(crowd, config)
 
 
+def has_less_than_its_share(flights: Sequence[Flight], client: str) -> bool:
+    """Whether another client has at least two places more in this batch."""
+    places = Counter(flight.request.client for flight in flights if not flight.gives_way)
+    return any(count >= places[client] + 2 for count in places.values())
+
+
 def _choose(flights: Sequence[Flight], config: Scheduling) -> Flight | None:
     chosen = None
     for flight in flights:

@@ -26,12 +26,15 @@ _SMOOTHING = 0.3
 class Member(msgspec.Struct, eq=False, kw_only=True):
     """One sequence. Of `tokens`, its prompt and what it was given since, the first `cached` are in the cache.
 
+    Whoever `reads_first` has its prompt read before answers that are as urgent go on.
+
     `caches` are its own while it is in no batch. `chosen`, of shape [1], is the token behind `tokens` if that is known
     and not told yet.
     """
 
     id: int
     urgency: int
+    reads_first: bool = False
     tokens: list[int]
     sampler: Sampler
     processors: list[LogitsProcessor]
@@ -44,6 +47,15 @@ class Member(msgspec.Struct, eq=False, kw_only=True):
     def unread(self) -> int:
         return len(self.tokens) - self.cached
 
+    @property
+    def turn(self) -> int:
+        """Lower ones go first, when it is read."""
+        return 2 * self.urgency + (not self.reads_first)
+
+    @property
+    def answer_turn(self) -> int:
+        return 2 * self.urgency + 1
+
 
 class Choice(msgspec.Struct, frozen=True):
     id: int
@@ -51,7 +63,7 @@ class Choice(msgspec.Struct, frozen=True):
 
 
 class Prompts:
-    """Of one urgency. Each member has more than one token to read: the last one gives the first of the answer."""
+    """Of one turn. Each member has more than one token to read: the last one gives the first of the answer."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

@@ -144,6 +144,7 @@ class TextEngine:
         return Member(
             id=id,
             urgency=request.urgency,
+            reads_first=request.reads_first,
             tokens=tokens,
             sampler=make_sampler(request.sampling, self.loaded.vocabulary_tokens, position),
             processors=make_logits_processors(request.sampling, len(prompt)),

@@ -193,6 +193,25 @@ def test_answers_that_are_less_urgent_wait_for_an_urgent_prompt_and_lose_nothing
     assert began[:ANSWER_TOKENS] == alone(model, 5)[: len(began)]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "reads_first", "is_read"),
+    [(CHUNK, True, CHUNK), (CHUNK, False, 0), (CHUNK + 1, True, 0)],
+    ids=["one chunk", "does not read first", "more than a chunk"],
+)
+def test_who_reads_first_and_has_one_chunk_does_not_wait_for_a_token_of_answers_as_urgent(
+    model: nn.Module, tokens: int, reads_first: bool, is_read: int
+) -> None:
+    batch = make_batch(model)
+    batch.add(member(model, 1))
+    assert first_ids(batch, 1) == [1]
+    newcomer = member(model, 3, tokens=(prompt(6) * 9)[:tokens])
+    newcomer.reads_first = reads_first
+    batch.add(newcomer)
+
+    assert batch.prefill_tokens == is_read
+    assert {3, 1} == set(first_ids(batch, 9))
+
+
 def test_a_prompt_that_is_less_urgent_than_an_answer_does_not_keep_it_away(model: nn.Module) -> None:
     batch = make_batch(model)
     urgent, slow = member(model, 1, urgency=0), member(model, 6, urgency=3)

@@ -83,6 +83,18 @@ def test_an_interactive_request_takes_the_place_of_the_last_of_the_least_urgent_
     assert stage.worker.orders[urgent.id].urgency == 0
 
 
+def test_the_prompt_of_a_client_with_two_places_less_than_another_is_read_first() -> None:
+    stage = Stage(batch_sequences_max=4)
+    requests = [stage.ask(Priority.NORMAL, client=client) for client in ("big", "big", "small", "small")]
+
+    assert [stage.worker.orders[request.id].reads_first for request in requests] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
 def test_who_gave_way_goes_on_from_what_it_had_before_those_who_came_later() -> None:
     stage = Stage(batch_sequences_max=1)
     first = stage.ask(Priority.BACKGROUND)
