@@ -209,7 +209,8 @@ def _in_order(view: View) -> list[ModelEntry]:
 
 def _footer(view: View) -> Text:
     if view.lost is not None:
-        return Text(f"{view.lost}; trying again", "bold red")
+        # First what matters: the rest may be cut off.
+        return Text(f"trying again: {view.lost}", "bold red")
     over = f"rates over {view.rates.over_s:.0f} s, " if view.rates else ""
     recent = view.sight.stats.overall.recent
     times = f"times over {recent.window_s:.0f} s; " if recent else ""

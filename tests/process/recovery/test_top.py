@@ -147,7 +147,7 @@ def test_a_supervisor_that_goes_is_missed_and_its_successor_is_shown(
     terminal = open_terminal(stand, "top", "--interval-s", "0.2")
     terminal.read_past("q ends")
     stand.end()
-    terminal.read_past("; trying again")
+    terminal.read_past("trying again: ")
     again = start()
     terminal.read_past("q ends")
     terminal.press(b"q")

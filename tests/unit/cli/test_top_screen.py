@@ -161,7 +161,7 @@ def test_the_orders_come_round() -> None:
 
 def test_why_nothing_newer_is_known_stands_below_what_was_known_last() -> None:
     shown = frame(View(sight=BUSY_VIEW.sight, rates=None, lost="the server is gone"))
-    assert shown[-1] == "the server is gone; trying again"
+    assert shown[-1] == "trying again: the server is gone"
     assert any(line.startswith("smollm2-135m ready") for line in shown)
 
 
