@@ -59,6 +59,11 @@ class Dispatch:
         """In the worker that serves."""
         return [] if self.place is None else self._flights.of(self.place.port)
 
+    @property
+    def has_urgent(self) -> bool:
+        """Whether somebody waits who may take another one's place, as soon as one has got far enough to leave it."""
+        return self._config.preempt and self._room.peek_tier(Priority.INTERACTIVE) is not None
+
     def is_place(self, port: Port) -> bool:
         return self.place is not None and self.place.port is port
 
@@ -85,11 +90,7 @@ class Dispatch:
     def start_at_once(self, request: GenerationRequest, now_s: float) -> bool:
         """Whether a newcomer has got the place of another one, and need not wait at all."""
         place = self.place
-        if (
-            place is None
-            or not self._goes_before_all(request, now_s)
-            or not self._make_room(request, place, now_s)
-        ):
+        if place is None or not self._goes_before_all(request, now_s) or not self._make_room(request, now_s):
             return False
         self._start_or_end(request, place, now_s)
         return True
@@ -105,28 +106,32 @@ class Dispatch:
 
     def _let_urgent_in(self, now_s: float) -> None:
         while self.place is not None and (urgent := self._room.peek_tier(Priority.INTERACTIVE)) is not None:
-            if not self._make_room(urgent, self.place, now_s):
+            if not self._make_room(urgent, now_s):
                 return
             self._room.take(urgent)
             self._start_or_end(urgent, self.place, now_s)
 
-    def _make_room(self, request: GenerationRequest, place: Place, now_s: float) -> bool:
-        """Whether so many have left for it that it fits."""
+    def _make_room(self, request: GenerationRequest, now_s: float) -> bool:
+        """Whether it fits, once so many have left as it takes; nobody leaves for one that would not fit even then."""
         if not self._config.preempt or self.draining:
             return False
-        running = self.running
-        self._isolation.may_join(request, running, place.port.questions, now_s)
+        self._isolation.recognise(request, now_s)
         if self._isolation.concerns_somebody:
             # Somebody is to be computed alone first; or this one is, and waits for its turn.
             return False
-        while not self._has_room(request, running, now_s):
+        staying = self.running
+        leaving: list[Flight] = []
+        while not self._has_room(request, staying, now_s):
             flight = None
             if request.priority is Priority.INTERACTIVE:
-                flight = choose_less_urgent(running, self._config)
+                flight = choose_less_urgent(staying, self._config)
             if flight is None:
-                flight = choose_of_crowd(running, request, self._config)
+                flight = choose_of_crowd(staying, request, self._config)
             if flight is None:
                 return False
+            leaving.append(flight)
+            staying = [other for other in staying if other is not flight]
+        for flight in leaving:
             flight.request.preempted += 1
             self._give_way(flight)
         return True

@@ -23,14 +23,19 @@ class Isolation:
     def concerns_somebody(self) -> bool:
         return self._poison.has_loners
 
-    def is_alone(self, request: GenerationRequest) -> bool:
-        return self._poison.is_loner(request)
+    def recognise(self, request: GenerationRequest, now_s: float) -> None:
+        """It may be computed next: from now on it concerns somebody if it is known for a death."""
+        self._poison.note_start(request, now_s)
+
+    def forget(self, request: GenerationRequest) -> None:
+        """It has been refused, and will have no end to be told of."""
+        self._poison.forget(request)
 
     def may_join(
         self, request: GenerationRequest, running: Sequence[Flight], questions: int, now_s: float
     ) -> bool:
         """Whether it may be computed beside those, by a worker that has so many questions."""
-        self._poison.note_start(request, now_s)
+        self.recognise(request, now_s)
         if not self._poison.has_loners:
             return True
         if any(self._poison.is_loner(flight.request) for flight in running):

@@ -126,7 +126,11 @@ class Scheduler:
         )
         if dispatch.start_at_once(request, now_s):
             return
-        displaced = self._admission.enqueue(request, outlook, now_s)
+        try:
+            displaced = self._admission.enqueue(request, outlook, now_s)
+        except RpcError:
+            self._isolation.forget(request)
+            raise
         if displaced is not None:
             self.fail(displaced, refusals.displaced(self._retry_after_ms(displaced, now_s)), now_s)
         self._fill(now_s)
@@ -186,7 +190,7 @@ class Scheduler:
             request.deliver(delta.text, delta.tokens, now_s)
         if self._dispatch.is_place(port):
             self._learn_speed(prompt_tokens, answer_tokens, now_s)
-        if self._isolation.concerns_somebody:
+        if self._isolation.concerns_somebody or self._dispatch.has_urgent:
             self._fill(now_s)
 
     def on_done(self, port: Port, id: int, answer: Generated | RpcError, now_s: float) -> None:

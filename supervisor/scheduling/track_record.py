@@ -1,7 +1,7 @@
 """How right predictions have been, and by how much those to come are corrected. Pure.
 
 Waits are corrected by how much longer than predicted they were, by tier. A request with a deadline is let in with so much
-caution that one in twenty of those let in comes too late: the caution rises with each that does, and falls with each
+caution that one in fifty of those let in comes too late: the caution rises with each that does, and falls with each
 that does not, in that proportion (Robbins and Monro, A Stochastic Approximation Method, 1951).
 """
 

@@ -43,10 +43,11 @@ class Stage:
         self, config: Scheduling | None = None, kv_bytes_max: int | None = None, **model: int
     ) -> None:
         self.worker = Worker()
+        self.poison = PoisonWatch(8, 10, 3600.0)
         self.scheduler = Scheduler(
             Model(**({"batch_sequences_max": BATCH} | model)),  # type: ignore[arg-type]
             config or Scheduling(),
-            poison=PoisonWatch(8, 10, 3600.0),
+            poison=self.poison,
             on_end=lambda *_: None,
         )
         place = Place(self.worker, 1, context_tokens=1000, kv_bytes_per_token=1, kv_bytes_max=kv_bytes_max)
@@ -108,6 +109,41 @@ def test_who_gave_way_goes_on_from_what_it_had_before_those_who_came_later() -> 
     assert stage.running() == [first.id]
     assert stage.worker.orders[first.id].delivered_tokens == [1] * 9
     assert (first.ended, first.resumed, later.ended) == (False, 0, False)
+
+
+def test_nobody_gives_way_to_one_that_would_not_fit_even_then() -> None:
+    stage = Stage(kv_bytes_max=400, batch_sequences_max=4)
+    stage.step(stage.ask(Priority.INTERACTIVE, tokens=250), 8)
+    small = stage.ask(Priority.BACKGROUND, tokens=100)
+    stage.step(small, 8)
+    stage.ask(Priority.INTERACTIVE, tokens=200)
+
+    assert (stage.worker.going_on, small.preempted) == ([], 0)
+
+
+def test_who_waits_for_a_place_takes_it_with_the_token_that_lets_another_one_give_way() -> None:
+    stage = Stage(Scheduling(preempt_tokens_min=8), batch_sequences_max=1)
+    request = stage.ask(Priority.BACKGROUND)
+    stage.step(request, 7)
+    urgent = stage.ask(Priority.INTERACTIVE)
+    stage.step(request, 1)
+
+    assert stage.worker.told == [request.id, -request.id, urgent.id]
+
+
+def test_a_refused_request_that_is_known_for_a_death_keeps_nobody_from_taking_a_place() -> None:
+    stage = Stage(batch_sequences_max=1, queue_client_requests_max=1)
+    dead = [make_request(CollectingSink(), tokens=tokens, now_s=0.0) for tokens in (50, 51)]
+    stage.poison.note_death(dead, "aborted", 0.0)
+    for request in dead:
+        stage.poison.forget(request)
+    stage.step(stage.ask(Priority.BACKGROUND), 8)
+    stage.ask(Priority.BACKGROUND)
+    with pytest.raises(RpcError, match="as it may have"):
+        stage.ask(Priority.INTERACTIVE, tokens=50)
+    urgent = stage.ask(Priority.INTERACTIVE, client="d")
+
+    assert urgent.id in stage.worker.told
 
 
 def test_nobody_gives_way_before_it_got_anywhere_nor_again_and_again() -> None:
