@@ -22,9 +22,10 @@ from mlxsup.supervisor.pool.attempt import OnProgress
 from mlxsup.supervisor.pool.casualties import Casualties, Witness
 from mlxsup.supervisor.pool.life import Life, WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
+from mlxsup.supervisor.pool.questions import Questions
 from mlxsup.supervisor.pool.standing import Standing
-from mlxsup.supervisor.pool.succession import Succession, stopped_error
-from mlxsup.supervisor.pool.worker import WorkerGoneError
+from mlxsup.supervisor.pool.succession import Succession
+from mlxsup.supervisor.pool.unavailable import stopped_error
 from mlxsup.supervisor.recovery.breaker import BreakerState, CircuitBreaker
 from mlxsup.supervisor.recovery.gate import Gate
 from mlxsup.supervisor.recovery.limits import breaker_limits, restart_limits
@@ -34,8 +35,6 @@ from mlxsup.supervisor.residency.residency import Residency
 from mlxsup.supervisor.scheduling.scheduler import Scheduler
 
 ResultT = TypeVar("ResultT")
-# A question that its second worker dies of, too, is not put to a third.
-_CALL_DEATHS_MAX = 2
 _TICK_S = 0.5
 
 
@@ -105,6 +104,8 @@ class ModelRunner:
             ),
             reservation=self._reservation,
         )
+        self._next = self._workers.next
+        self._questions = Questions(model, self._scheduler, self.gate, self.ensure_ready)
 
     async def run(self) -> None:
         """Have a worker whenever one is wanted; until cancelled."""
@@ -174,8 +175,8 @@ class ModelRunner:
         Raises:
             RpcError: it is refused, and was never accepted.
         """
-        if self._workers.closing is not None:
-            raise self._workers.closing
+        if self._next.closing is not None:
+            raise self._next.closing
         now_s = trio.current_time()
         self.gate.enter(request, now_s)
         try:
@@ -184,7 +185,7 @@ class ModelRunner:
             self.gate.left(request, error, now_s)
             raise
         self._busy.set()
-        self._workers.want()
+        self._next.want()
 
     def cancel(self, request: GenerationRequest) -> None:
         self._scheduler.on_cancel(request, trio.current_time())
@@ -199,11 +200,11 @@ class ModelRunner:
             RpcError: it can't be had, or the supervisor is shutting down.
         """
         while self._standing.state is not WorkerState.READY or self._workers.current is None:
-            error = self._workers.closing or self.gate.why_shut(trio.current_time())
+            error = self._next.closing or self.gate.why_shut(trio.current_time())
             if error is not None:
                 raise error
             attempt = self._standing.attempt
-            self._workers.want()
+            self._next.want()
             await attempt.wait(on_progress)
         return self._workers.current
 
@@ -223,7 +224,7 @@ class ModelRunner:
             bound = min((tokens for tokens in bounds if tokens is not None), default=None)
             await self._workers.use(msgspec.structs.replace(self._configured, context_tokens_max=bound))
         if forgive:
-            self._workers.forgive()
+            self._next.forgive()
         await self.ensure_ready(on_progress)
 
     async def unload(self, *, force: bool) -> None:
@@ -234,9 +235,9 @@ class ModelRunner:
             )
         self._pinned = False
         self._reservation.pin(pinned=False)
-        self._workers.let_go(stopped_error() if force else None)
+        self._next.let_go(stopped_error() if force else None)
         await self._workers.stop(at_once=force)
-        self._workers.rest()
+        self._next.rest()
 
     def forgive(self) -> set[str]:
         """Let quarantined requests try again; their digests."""
@@ -259,55 +260,18 @@ class ModelRunner:
         await self.ensure_ready(on_progress)
 
     async def call(self, method: str, params: Any, result_type: type[ResultT]) -> ResultT:
-        """A question to the worker that is no generation. It changes nothing, so it may be put again.
-
-        Raises:
-            RpcError: the worker's refusal; none can be had; WORKER_DIED twice of it.
-        """
-        refusal = self.gate.why_refused(trio.current_time())
-        if refusal is not None:
-            raise refusal
-        deaths = 0
-        while True:
-            life = await self.ensure_ready()
-            if life.is_failing:
-                await life.over.wait()
-                continue
-            if not self._scheduler.admits_questions(trio.current_time()):
-                await self._wait_to_ask()
-                continue
-            if life.questions >= self._configured.queue_requests_max + self._configured.batch_sequences_max:
-                raise RpcError(
-                    ErrorKind.OVERLOADED,
-                    f"the worker has {life.questions} questions to answer; try again later",
-                    retriable=True,
-                )
-            try:
-                return await life.call(method, params, result_type)
-            except WorkerGoneError:
-                await life.over.wait()
-            if life.error is not None and life.error.kind is ErrorKind.WORKER_DIED:
-                deaths += 1
-                if deaths == _CALL_DEATHS_MAX:
-                    raise life.error
-
-    async def _wait_to_ask(self) -> None:
-        admitted = trio.Event()
-        self._scheduler.when_questions_are_admitted(admitted.set, trio.current_time())
-        try:
-            await admitted.wait()
-        finally:
-            self._scheduler.give_up_asking(admitted.set)
+        """As `Questions.call`."""
+        return await self._questions.call(method, params, result_type)
 
     async def close(self, drain_s: float, hurry: trio.Event) -> None:
         """Accept nothing more, let what runs end within `drain_s` or until `hurry`, then end the workers."""
         error = RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
-        self._workers.close(error)
+        self._next.close(error)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_after, drain_s, hurry)
             await self._workers.stop(at_once=False)
             nursery.cancel_scope.cancel()
-        self._workers.rest()
+        self._next.rest()
 
     async def _stop_after(self, drain_s: float, hurry: trio.Event) -> None:
         with trio.move_on_after(drain_s):

@@ -11,6 +11,7 @@ import trio
 from mlxsup.protocol.worker_link import Delta, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.pool.hatchery import Hatchery
+from mlxsup.supervisor.pool.replacement import Replacement
 from mlxsup.supervisor.pool.runner import ModelRunner
 from mlxsup.supervisor.pool.stderr_tail import StderrTail
 from mlxsup.supervisor.pool.stop_ladder import StopLadder
@@ -143,9 +144,10 @@ def _at_once(right: Callable[..., Any]) -> Callable[..., Any]:
 def _a_third(_: Callable[..., Any]) -> Callable[..., Any]:
     """Of lives, whoever else drains."""
 
-    def recycle(succession: Any, why: str | None) -> None:
-        if why is not None and succession.current is not None and succession._successor is None:
-            succession.replace(succession.current)
+    def recycle(replacement: Any, why: str | None) -> None:
+        lives = replacement._lives
+        if why is not None and lives.current is not None and lives.successor is None:
+            replacement.replace(lives.current)
 
     return recycle
 
@@ -169,7 +171,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("quarantine is forgotten", PoisonWatch, "find", _instead()),
     Mutation("restarts wait for nothing", Turn, "delay", _instead()),
     Mutation("the budget of restarts is endless", RestartPolicy, "note_death", _always_once_more),
-    Mutation("a third worker while one drains", Succession, "_recycle", _a_third),
+    Mutation("a third worker while one drains", Replacement, "_recycle", _a_third),
     Mutation("memory is given twice", Ledger, "free_bytes", _instead(10**15)),
     Mutation("a shutdown drains nothing", ModelRunner, "close", _at_once),
     Mutation("an unload waits for nobody", Succession, "draining", _instead(False)),
