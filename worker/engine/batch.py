@@ -14,8 +14,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxsup.worker.engine.batches import Answers, Choice, Member, Prompts
+from mlxsup.worker.engine.answers import Answers
 from mlxsup.worker.engine.interface import IsWanted, Lease
+from mlxsup.worker.engine.member import Choice, Member
+from mlxsup.worker.engine.prompts import Prompts
 from mlxsup.worker.engine.stages import STAGE_S, cache_arrays
 
 # mlx-lm's own bound on prompts that are prefilled together.

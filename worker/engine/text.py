@@ -12,9 +12,9 @@ from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine import loading
 from mlxsup.worker.engine.batch import Batch
-from mlxsup.worker.engine.batches import Choice, Member
 from mlxsup.worker.engine.codec import TextCodec, TokenStream
 from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, ReportLoad
+from mlxsup.worker.engine.member import Choice, Member
 from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.sampling import make_logits_processors, make_sampler
 from mlxsup.worker.engine.stop_strings import StopStrings

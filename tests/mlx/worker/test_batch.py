@@ -15,7 +15,7 @@ from mlx_lm.sample_utils import greedy_sampler
 
 from mlxsup.worker.engine import loading, stages
 from mlxsup.worker.engine.batch import Batch
-from mlxsup.worker.engine.batches import Member
+from mlxsup.worker.engine.member import Member
 from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.sampling import make_logits_processors, make_sampler
 from tests.fakes.requests import GREEDY
