@@ -47,7 +47,7 @@ class Questions:
             if life.is_failing:
                 await life.over.wait()
                 continue
-            if not self._scheduler.admits_questions(trio.current_time()):
+            if not self._scheduler.askers.may_ask(trio.current_time()):
                 await self._wait_to_ask()
                 continue
             if life.questions >= self._bound:
@@ -67,8 +67,8 @@ class Questions:
 
     async def _wait_to_ask(self) -> None:
         admitted = trio.Event()
-        self._scheduler.when_questions_are_admitted(admitted.set, trio.current_time())
+        self._scheduler.askers.wait(admitted.set, trio.current_time())
         try:
             await admitted.wait()
         finally:
-            self._scheduler.give_up_asking(admitted.set)
+            self._scheduler.askers.give_up(admitted.set)

@@ -18,6 +18,7 @@ from mlxsup.protocol.errors import RpcError
 from mlxsup.supervisor.residency.eviction import Eviction
 from mlxsup.supervisor.residency.ledger import Footprint, Ledger
 from mlxsup.supervisor.residency.refusal import Refusal, megabytes
+from mlxsup.supervisor.residency.room import Room
 from mlxsup.supervisor.residency.tenant import HOLDING, Demand, Phase, Tenant, Terms
 
 # What the system says of its memory changes without an event.
@@ -67,6 +68,7 @@ class Keeper:
         self._effects = effects
         self._swap_wait_s = swap_wait_s
         self._tenants: dict[str, Tenant] = {}
+        self._room = Room(self._tenants.values(), ledger)
         self._eviction = Eviction(
             self._tenants.values(),
             ledger,
@@ -136,7 +138,7 @@ class Keeper:
         tenant = self._tenants[model]
         if tenant.phase is not Phase.RESIDENT or any(other.phase is Phase.WAITING for other in self):
             return False
-        return self._ledger.free_bytes() >= self._needed_bytes(tenant)
+        return self._ledger.free_bytes() >= self._room.needed_bytes(tenant)
 
     def on_ready(self, model: str, resident_bytes: int, kv_bytes_max: int, now_s: float) -> None:
         """A worker of it has just been loaded; `kv_bytes_max` as far as it is bounded, else 0."""
@@ -146,7 +148,7 @@ class Keeper:
         if tenant.phase is Phase.LOADING:
             tenant.phase, tenant.used_s = Phase.RESIDENT, now_s
             tenant.resident_since_s = max(tenant.resident_since_s, now_s)
-        self._measure(tenant)
+        self._room.measure(tenant)
         self._decide(now_s)
 
     def on_measured(self, model: str, resident_bytes: list[int], now_s: float) -> None:
@@ -156,7 +158,7 @@ class Keeper:
             return
         claim.resident_bytes = sum(resident_bytes)
         tenant.footprint.note_resident(max(resident_bytes, default=0))
-        self._measure(tenant)
+        self._room.measure(tenant)
         self._relieve(now_s)
 
     def on_used(self, model: str, now_s: float) -> None:
@@ -222,18 +224,18 @@ class Keeper:
     def _decide(self, now_s: float) -> None:
         kept_bytes = 0
         for tenant in self._waiting(now_s):
-            needed_bytes = self._needed_bytes(tenant)
+            needed_bytes = self._room.needed_bytes(tenant)
             error = self._refusal.of(tenant, now_s)
             if error is not None:
                 self._leave_queue(tenant, Phase.OUT)
                 self._effects.refuse(tenant.name, error)
                 continue
-            if self._fits(needed_bytes, kept_bytes):
+            if self._room.fits(needed_bytes, kept_bytes):
                 self._admit(tenant, needed_bytes)
                 continue
             victims = None
             if now_s >= self._back_s:
-                missing_bytes = needed_bytes + kept_bytes - self._free_then()
+                missing_bytes = needed_bytes + kept_bytes - self._room.free_bytes_then()
                 victims = self._eviction.victims(tenant, missing_bytes, now_s)
             for victim in victims or ():
                 victim.made_room_s = now_s
@@ -253,30 +255,11 @@ class Keeper:
     def _is_next(self, tenant: Tenant, now_s: float) -> bool:
         return self._waiting(now_s)[0] is tenant
 
-    def _needed_bytes(self, tenant: Tenant) -> int:
-        """As much as earlier workers of it needed, but no more than it could ever get."""
-        pinned = sum(self._claimed(other) for other in self if other.terms.pinned and other is not tenant)
-        attainable = self._ledger.capacity_bytes - pinned
-        return max(tenant.footprint.least_bytes, min(tenant.footprint.usual_bytes, attainable))
-
-    def _fits(self, needed_bytes: int, kept_bytes: int) -> bool:
-        if not len(self._ledger):
-            return not kept_bytes
-        return needed_bytes <= self._ledger.free_bytes() and needed_bytes + kept_bytes <= self._free_then()
-
-    def _free_then(self) -> int:
-        """Once those have gone that are to make room."""
-        leaving = {tenant.name for tenant in self if tenant.phase is Phase.LEAVING}
-        return self._ledger.free_bytes() + self._ledger.claimed_bytes(leaving)
-
-    def _claimed(self, tenant: Tenant) -> int:
-        return self._ledger.claimed_bytes([tenant.name])
-
     def _relieve(self, now_s: float) -> None:
         """They have grown beyond the budget: who is idle makes room, so that it is kept again."""
-        if not self._ledger.has_budget or self._free_then() >= 0:
+        if not self._ledger.has_budget or self._room.free_bytes_then() >= 0:
             return
-        for victim in self._eviction.overgrown(-self._free_then(), now_s):
+        for victim in self._eviction.overgrown(-self._room.free_bytes_then(), now_s):
             victim.made_room_s = now_s
             self._evict(victim)
 
@@ -298,11 +281,6 @@ class Keeper:
         else:
             tenant.phase = Phase.LEAVING
         self._effects.evict(tenant.name)
-
-    def _measure(self, tenant: Tenant) -> None:
-        claim = self._ledger.get(tenant.name)
-        if claim is not None:
-            claim.needed_bytes = self._needed_bytes(tenant)
 
     def _idle_until_s(self, tenant: Tenant) -> float:
         ttl_s = tenant.terms.idle_ttl_s

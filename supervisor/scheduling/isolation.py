@@ -6,7 +6,7 @@ instead: else one who sends it again and again would stop all others. Rule 3: qu
 requests, wait for it, and it for them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.poison import PoisonWatch
@@ -16,8 +16,6 @@ from mlxsup.supervisor.scheduling.flights import Flight
 class Isolation:
     def __init__(self, poison: PoisonWatch) -> None:
         self._poison = poison
-        # Who wants to ask something, and is told when it may.
-        self._askers: list[Callable[[], None]] = []
 
     @property
     def concerns_somebody(self) -> bool:
@@ -58,19 +56,3 @@ class Isolation:
         if head is not None and self._poison.is_loner(head):
             return False
         return not any(self._poison.is_loner(flight.request) for flight in flights)
-
-    def wait_to_ask(self, tell: Callable[[], None]) -> None:
-        self._askers.append(tell)
-
-    def give_up_asking(self, tell: Callable[[], None]) -> None:
-        if tell in self._askers:
-            self._askers.remove(tell)
-
-    @property
-    def has_askers(self) -> bool:
-        return bool(self._askers)
-
-    def let_ask(self) -> None:
-        askers, self._askers = self._askers, []
-        for tell in askers:
-            tell()

@@ -9,7 +9,6 @@ is refused for, it is refused for at once: a full queue, a tier that is shed, a 
 no room for.
 """
 
-import math
 from collections.abc import Callable
 
 from mlxsup.config.schema import Model as ModelConfig
@@ -21,11 +20,13 @@ from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.poison import PoisonWatch, quarantined_error
 from mlxsup.supervisor.scheduling import refusals
 from mlxsup.supervisor.scheduling.admission import Admission
+from mlxsup.supervisor.scheduling.askers import Askers
 from mlxsup.supervisor.scheduling.batch_limit import BatchLimit
 from mlxsup.supervisor.scheduling.costs import CostModel
 from mlxsup.supervisor.scheduling.dispatch import Dispatch
 from mlxsup.supervisor.scheduling.flights import Flight, Flights, Place, Port
 from mlxsup.supervisor.scheduling.isolation import Isolation
+from mlxsup.supervisor.scheduling.pace import Pace
 from mlxsup.supervisor.scheduling.shedding import Shedder
 from mlxsup.supervisor.scheduling.speed import Speed
 from mlxsup.supervisor.scheduling.track_record import TrackRecord
@@ -58,13 +59,15 @@ class Scheduler:
         )
         self._flights = Flights()
         self._isolation = Isolation(poison)
+        self.askers = Askers(self._isolation, self._room, self._flights)
         self._limit = BatchLimit(model.batch_sequences_max, _inter_token_targets_s(model))
         self._shedder = Shedder(config.sojourn_target_s, config.sojourn_interval_s)
         self._costs = CostModel()
-        self._speed = Speed()
         self._record = TrackRecord()
+        speed = Speed()
+        self._pace = Pace(speed, self._limit)
         self._admission = Admission(
-            model, self._room, self._costs, self._speed, self._record, preempts=config.preempt
+            model, self._room, self._costs, speed, self._record, preempts=config.preempt
         )
         self._dispatch = Dispatch(
             config,
@@ -77,7 +80,6 @@ class Scheduler:
             fail=self.fail,
             started=self._note_start,
         )
-        self._last_step_s = -math.inf
 
     # What is to be seen.
 
@@ -173,7 +175,7 @@ class Scheduler:
         """A worker serves: from now on what waits goes there."""
         self._dispatch.place = place
         self._dispatch.draining = False
-        self._rest()
+        self._pace.rest()
         self._fill(now_s)
 
     def on_step(self, port: Port, step: Step, now_s: float) -> None:
@@ -189,7 +191,8 @@ class Scheduler:
                     prompt_tokens += flight.prompt_tokens
             request.deliver(delta.text, delta.tokens, now_s)
         if self._dispatch.is_place(port):
-            self._learn_speed(prompt_tokens, answer_tokens, now_s)
+            loaded, running = len(self._room) > 0, self._dispatch.running
+            self._pace.note_step(prompt_tokens, answer_tokens, running, now_s, loaded=loaded)
         if self._isolation.concerns_somebody or self._dispatch.has_urgent:
             self._fill(now_s)
 
@@ -208,7 +211,7 @@ class Scheduler:
         else:
             self._finish(request, answer, flight, now_s)
         if not self._flights.any_of(port):
-            self._rest()
+            self._pace.rest()
         self._fill(now_s)
 
     def on_question_answered(self, now_s: float) -> None:
@@ -237,7 +240,7 @@ class Scheduler:
                 self._poison.forget(request)
             elif request.cancel_asked:
                 self._finish_cancelled(request, now_s)
-        self._admit_questions(now_s)
+        self.askers.look(now_s)
         return [flight.request for flight in unanswered]
 
     def resume(self, requests: list[GenerationRequest], now_s: float) -> None:
@@ -286,31 +289,11 @@ class Scheduler:
                     hint_ms = self._retry_after_ms(request, now_s)
                     self.fail(request, refusals.tier_is_shed(tier, away_s, hint_ms), now_s)
 
-    # Questions, which are no requests.
-
-    def admits_questions(self, now_s: float) -> bool:
-        """Not while a request is to be computed alone, or is next."""
-        if not self._isolation.concerns_somebody:
-            return True
-        return self._isolation.admits_questions(self._room.peek(now_s), list(self._flights))
-
-    def when_questions_are_admitted(self, tell: Callable[[], None], now_s: float) -> None:
-        """`tell` is called once, perhaps at once, unless it is given up before."""
-        self._isolation.wait_to_ask(tell)
-        self._admit_questions(now_s)
-
-    def give_up_asking(self, tell: Callable[[], None]) -> None:
-        self._isolation.give_up_asking(tell)
-
-    def _admit_questions(self, now_s: float) -> None:
-        if self._isolation.has_askers and self.admits_questions(now_s):
-            self._isolation.let_ask()
-
     # How it is done.
 
     def _fill(self, now_s: float) -> None:
         self._dispatch.fill(now_s)
-        self._admit_questions(now_s)
+        self.askers.look(now_s)
 
     def _why_not(self, request: GenerationRequest, now_s: float) -> RpcError | None:
         entry = self._poison.find(request.model, request.order)
@@ -350,18 +333,6 @@ class Scheduler:
         running = self._dispatch.running
         return self._admission.retry_after_ms(request, running, self._limit.at(now_s), now_s)
 
-    def _learn_speed(self, prompt_tokens: int, answer_tokens: int, now_s: float) -> None:
-        self._speed.note_step(prompt_tokens, answer_tokens, now_s, loaded=len(self._room) > 0)
-        gap_s, self._last_step_s = now_s - self._last_step_s, now_s
-        if gap_s < math.inf:
-            running = self._dispatch.running
-            self._limit.note_step(gap_s, (flight.request.priority for flight in running), len(running))
-
-    def _rest(self) -> None:
-        """Nothing is computed: the time until the next step says nothing."""
-        self._speed.rest()
-        self._last_step_s = -math.inf
-
     def _finish(self, request: GenerationRequest, answer: Generated, flight: Flight, now_s: float) -> None:
         if answer.finish_reason is not FinishReason.CANCELLED:
             self._poison.note_completed(request)
@@ -384,7 +355,7 @@ class Scheduler:
             # Else the worker may yet die of it: until it has answered, the request is what it was.
             self._poison.forget(request)
         self._on_end(request, error)
-        self._admit_questions(now_s)
+        self.askers.look(now_s)
 
 
 def _inter_token_targets_s(model: ModelConfig) -> dict[Priority, float]:

@@ -231,9 +231,9 @@ def test_a_question_and_a_request_that_is_to_be_computed_alone_wait_for_each_oth
     port.questions = 1
     poison.note_death([suspect], "aborted", 0.0)
     scheduler.on_request(suspect, 0.0)
-    assert (list(port.orders), scheduler.admits_questions(0.0)) == ([], False)
+    assert (list(port.orders), scheduler.askers.may_ask(0.0)) == ([], False)
 
-    scheduler.when_questions_are_admitted(lambda: told.append(1), 0.0)
+    scheduler.askers.wait(lambda: told.append(1), 0.0)
     port.questions = 0
     scheduler.on_tick(0.0)
     assert (list(port.orders), told) == ([suspect.id], [])
