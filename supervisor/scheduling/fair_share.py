@@ -95,6 +95,17 @@ class FairShare:
         row = client.lines[rank].first()
         return None if row is None else row[1]
 
+    def clients_of(self, rank: int) -> list[str]:
+        """Who has requests here that came with that tier."""
+        return [client.name for client in self._clients.values() if rank in client.lines]
+
+    def first_of_client(self, name: str, rank: int) -> int | None:
+        """Of its requests that came with that tier."""
+        client = self._clients.get(name)
+        line = None if client is None else client.lines.get(rank)
+        row = None if line is None else line.first()
+        return None if row is None else row[1]
+
     def discard(self, ticket: Ticket) -> None:
         client = self._clients[ticket.client]
         line = client.lines[ticket.rank]

@@ -1,7 +1,7 @@
 """Which of one client's requests goes first, and how waiting makes a request more urgent. Pure.
 
 Rule 1: there are T = 4 tiers, and a request's tier, at any moment, is the one it came with less one for each `age_step_s`
-that it has waited, and at last the first. Rule 2: in a tier a client's requests go by their virtual deadline, which is
+that it has waited, and at last the first; or it is taken along to a more urgent one (`waiting_room`). Rule 2: in a tier a client's requests go by their virtual deadline, which is
 their own, but never later than their patience, T times `age_step_s` after their arrival: so those without a deadline go
 in order of arrival. Rule 3: with `shortest_first` those with a deadline before the end of their patience go first, by it,
 and then the others, the cheapest first. Rule 4: a request whose patience has ended goes before all of its client that
@@ -18,7 +18,9 @@ RANK = {tier: rank for rank, tier in enumerate(TIERS)}
 
 
 class Ticket:
-    """A request that waits in a tier. `aged`: so many times `age_step_s` are seen to have passed, at most T."""
+    """A request that waits in a tier. `aged`: so many times `age_step_s` are seen to have passed, or count as passed since
+    it was taken along; at most T.
+    """
 
     __slots__ = ("aged", "arrived_s", "begun", "client", "cost_tokens", "deadline_s", "id", "rank", "request")
 
@@ -54,6 +56,13 @@ class Order:
         if self._shortest_first and due_s == patient_until_s:
             return (2, ticket.cost_tokens, arrived_s, number)
         return (1, due_s, arrived_s, number)
+
+    def waited_to(self, ticket: Ticket, now_s: float) -> int:
+        """The rank of the tier that it has come to by its own waiting."""
+        aged = 0
+        while aged < ticket.rank and self._moment(ticket, aged + 1) <= now_s:
+            aged += 1
+        return ticket.rank - aged
 
     def has_come_up(self, ticket: Ticket, now_s: float) -> bool:
         """Whether it has waited until it would be there with whichever tier it had come."""

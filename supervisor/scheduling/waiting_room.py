@@ -1,7 +1,8 @@
 """Requests that wait for a place in a model's batch: the order in which they get one, and how many may wait. Pure.
 
 Rule 1: who had its turn and lost it with its worker goes first. Rule 2: then the most urgent tier goes, strictly; waiting
-makes a request more urgent (`order`). Rule 3: in a tier clients share by tokens (`fair_share`), each client's requests
+makes a request more urgent (`order`), and with it the first of each other client that came with the same tier: that a
+client has too many, which then wait, gives it no more than the others. Rule 3: in a tier clients share by tokens (`fair_share`), each client's requests
 going by their deadlines, and without any in order of arrival (`order`). Rule 4: never do more than `requests_max` wait,
 `tier_requests_max` of those that came with one tier, `client_requests_max` of one client; only who was accepted before is
 taken back beyond that. Rule 5: when only the first of these is reached, a newcomer displaces one that has had no turn yet:
@@ -15,7 +16,7 @@ does and one quantum and one request of each, in tokens. Once it has waited T ti
 that came later goes before it. What `take` gives out of turn is not counted in that.
 
 A decision's cost grows with the logarithm of those who wait. Besides, each is moved at most T times, at the decision that
-finds it aged: never more than came in as long a time as lies between two decisions.
+finds it aged or takes it along.
 """
 
 from collections import OrderedDict
@@ -64,6 +65,11 @@ class WaitingRoom:
         # By the moment when waiting changes something.
         self._ageing: IndexedHeap[int] = IndexedHeap()
         self._begun: dict[int, Ticket] = {}
+        # By the tiers that requests came with: these by arrival; where the first of each client is taken along to; and
+        # whose first one may have changed since.
+        self._arrivals: tuple[IndexedHeap[int], ...] = tuple(IndexedHeap() for _ in TIERS)
+        self._levels = list(range(len(TIERS)))
+        self._changed: tuple[set[str], ...] = tuple(set() for _ in TIERS)
         self._of_tier = dict.fromkeys(TIERS, 0)
         self._of_client: dict[str, int] = {}
 
@@ -204,8 +210,10 @@ class WaitingRoom:
         """Tokens that would go before one that came now: an upper estimate, unless more urgent ones come later."""
         self._age(now_s)
         rank = RANK[request_tier]
-        more_urgent = sum(share.tokens for share in self._shares[:rank])
-        return self._returned_tokens + more_urgent + self._shares[rank].ahead(client)
+        level = self._levels[rank]
+        tier = rank if self._has_one(client, rank, level) else level
+        more_urgent = sum(share.tokens for share in self._shares[:tier])
+        return self._returned_tokens + more_urgent + self._shares[tier].ahead(client)
 
     def _last_in_behind(self, tier: int) -> GenerationRequest | None:
         for last_in in reversed(self._last_in[tier + 1 :]):
@@ -226,16 +234,54 @@ class WaitingRoom:
     def _age(self, now_s: float) -> None:
         while (row := self._ageing.first()) is not None and row[0][0] <= now_s:
             ticket = self._tickets[row[1]]
-            self._shares[ticket.tier].discard(ticket)
-            self._last_in[ticket.tier].discard(ticket)
+            self._withdraw(ticket)
             self._order.age(ticket, now_s)
             self._enter(ticket)
+        for rank in range(1, len(TIERS)):
+            self._take_along(rank, now_s)
+
+    def _take_along(self, rank: int, now_s: float) -> None:
+        """The first of each client goes to where the oldest that came with that tier has waited its way to."""
+        changed = self._changed[rank]
+        oldest = self._arrivals[rank].first()
+        level = rank if oldest is None else self._order.waited_to(self._tickets[oldest[1]], now_s)
+        if level < self._levels[rank]:
+            for share in self._shares[level + 1 : rank + 1]:
+                changed.update(share.clients_of(rank))
+        self._levels[rank] = level
+        if level < rank:
+            for client in sorted(changed):
+                self._take_client_along(client, rank, level)
+        changed.clear()
+
+    def _take_client_along(self, client: str, rank: int, level: int) -> None:
+        if self._has_one(client, rank, level):
+            return
+        for share in self._shares[level + 1 : rank + 1]:
+            first = share.first_of_client(client, rank)
+            if first is not None:
+                ticket = self._tickets[first]
+                self._withdraw(ticket)
+                ticket.aged = rank - level
+                self._enter(ticket)
+                return
+
+    def _has_one(self, client: str, rank: int, level: int) -> bool:
+        """Of those that came with one tier, in that of the other rank or in a more urgent one."""
+        return any(share.first_of_client(client, rank) is not None for share in self._shares[: level + 1])
+
+    def _withdraw(self, ticket: Ticket) -> None:
+        """To enter again as something else."""
+        self._shares[ticket.tier].discard(ticket)
+        self._last_in[ticket.tier].discard(ticket)
 
     def _admit(self, ticket: Ticket) -> None:
         assert ticket.id not in self._returned
         assert ticket.id not in self._tickets
         self._tickets[ticket.id] = ticket
         self._count(ticket.request, 1)
+        self._arrivals[ticket.rank].put(ticket.id, (ticket.arrived_s, ticket.id))
+        self._changed[ticket.rank].add(ticket.client)
         self._enter(ticket)
 
     def _enter(self, ticket: Ticket) -> None:
@@ -252,6 +298,8 @@ class WaitingRoom:
         self._last_in[ticket.tier].discard(ticket)
         self._ageing.discard(ticket.id)
         self._begun.pop(ticket.id, None)
+        self._arrivals[ticket.rank].discard(ticket.id)
+        self._changed[ticket.rank].add(ticket.client)
         del self._tickets[ticket.id]
         self._count(ticket.request, -1)
 

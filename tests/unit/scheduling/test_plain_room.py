@@ -70,6 +70,19 @@ class PlainRoom:
         for request in sorted(moved, key=lambda request: (self.changed_s(request), request.id)):
             self.leave(request)
             self.enter(request)
+        for tier in TIERS:
+            self.take_along(tier)
+
+    def take_along(self, tier: Priority) -> None:
+        """The first of each client comes as far as the oldest that came with the same tier."""
+        equals = [request for request in self.waiting.values() if request.priority is tier]
+        level = min((self.tier(request) for request in equals), default=0)
+        for client in sorted({request.client for request in equals}):
+            own = [request for request in equals if request.client == client]
+            if all(self.tier_seen(request) > level for request in own):
+                first = min(own, key=lambda request: (self.tier_seen(request), self.key(request)))
+                self.leave(first)
+                self.enter(first, TIERS.index(tier) - level)
 
     def changed_s(self, request: GenerationRequest) -> float | None:
         """When it first became more urgent since the last look, or lost its patience."""
@@ -78,10 +91,10 @@ class PlainRoom:
         at = seen + 1 if seen < rank else 4
         return request.marks.accepted_s + at * AGE_STEP_S if seen < at <= self.steps(request) else None
 
-    def enter(self, request: GenerationRequest) -> None:
+    def enter(self, request: GenerationRequest, aged: int = 0) -> None:
         rank, steps = TIERS.index(request.priority), min(4, self.steps(request))
-        self.seen_in[request.id] = steps if steps == 4 else min(steps, rank)
-        tier = self.tier(request)
+        self.seen_in[request.id] = steps if steps == 4 else max(aged, min(steps, rank))
+        tier = self.tier_seen(request)
         if request.client not in self.clients[tier]:
             self.came += 1
             round = self.rounds[tier] + 1

@@ -40,6 +40,8 @@ class Siege:
         self.costs: dict[int, int] = {}
         self.got: Counter[str] = Counter()
         self.dearest: Counter[str] = Counter()
+        # To which tier each may have been taken along.
+        self.taken_to: dict[int, int] = {}
 
     def put(self, request: GenerationRequest, cost: int) -> None:
         if len(self.room) >= 10_000:
@@ -57,6 +59,16 @@ class Siege:
         waited_s = self.now_s - request.marks.accepted_s
         return max(0, TIERS.index(request.priority) - int(waited_s // AGE_STEP_S))
 
+    def take_along(self) -> None:
+        """What waits may come as far as the oldest that came with the same tier."""
+        waiting = list(self.room)
+        levels = {
+            tier: min((self.tier_of(request) for request in waiting if request.priority is tier), default=3)
+            for tier in TIERS
+        }
+        for request in waiting:
+            self.taken_to[request.id] = min(self.taken_to.get(request.id, 3), levels[request.priority])
+
     def own_before(self) -> int:
         """Tokens of its own client's requests that may go before it, once its patience has ended."""
         return sum(
@@ -67,10 +79,11 @@ class Siege:
 
     def pop(self) -> GenerationRequest:
         """Raises AssertionError where the bound is broken."""
+        self.take_along()
         served = self.room.pop(self.now_s)
         assert served is not None
         waited_s = self.now_s - self.victim.marks.accepted_s
-        assert self.tier_of(served) <= self.tier_of(self.victim)
+        assert self.taken_to[served.id] <= self.tier_of(self.victim)
         if served is not self.victim and waited_s >= FIRST_TIER_S:
             cost, client = self.costs[served.id], served.client
             self.got[client] += cost

@@ -357,6 +357,25 @@ def test_of_a_full_tier_the_last_of_a_crowd_leaves_for_a_client_that_would_still
         room.put(request_of("a"), 1, 0.0)
 
 
+@pytest.mark.parametrize("tier", [NORMAL, BACKGROUND])
+def test_a_client_whose_many_have_waited_long_goes_no_sooner_than_another_with_the_same_tier(
+    tier: Priority,
+) -> None:
+    room = make_room(quantum_tokens=10)
+    for _ in range(20):
+        room.put(request_of("big", tier), 10, 0.0)
+    now_s = 1.5 * AGE_STEP_S
+    for _ in range(3):
+        room.put(request_of("small", tier, at_s=now_s), 10, now_s)
+    room.put(request_of("tiers", tier, at_s=now_s), 10, now_s)
+
+    served = [request.client for _ in range(8) if (request := room.pop(now_s))]
+
+    assert served.index("tiers") <= 2
+    assert served.count("small") == 3
+    assert served[:5].count("big") <= 2
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_the_last_of_a_crowd_stays_once_it_has_waited_its_way_up(tier: Priority) -> None:
     aged_s = 3 * AGE_STEP_S
