@@ -2,7 +2,8 @@
 
 Each round has all that is compared, one after the other: interactive requests alone; then a background load of several
 times capacity, at random moments, which goes on while for a while the same interactive requests come as well. What is
-refused of that load is dropped. Texts of the background are held against what they are when each is computed alone.
+refused of that load is dropped. What the interactive ones take for themselves, whatever else runs, is seen while they are
+alone: how much of the time any of them is being computed. Texts of the background are held against what they are when each is computed alone.
 """
 
 from pathlib import Path
@@ -59,7 +60,9 @@ class MixedSizes(msgspec.Struct, frozen=True):
 
 
 class People(msgspec.Struct, frozen=True):
-    """Interactive requests of one phase; `server_p95_ms` is the time to the first token as the server says it."""
+    """Interactive requests of one phase; `server_p95_ms` is the time to the first token as the server says it. For
+    `busy_share` of the phase at least one of them was there.
+    """
 
     answered: int
     refused: int
@@ -68,6 +71,7 @@ class People(msgspec.Struct, frozen=True):
     ttft_p95_ms: float
     server_p95_ms: float
     tokens_per_s: float
+    busy_share: float
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -214,7 +218,16 @@ def summarize_people(all_asked: list[Asked], seconds: float) -> People:
         ttft_p95_ms=quantile(ttfts_ms, 0.95),
         server_p95_ms=quantile(servers_ms, 0.95),
         tokens_per_s=sum(asked.tokens for asked in done) / seconds,
+        busy_share=min(1.0, _covered_s([(asked.sent_s, asked.ended_s) for asked in done]) / seconds),
     )
+
+
+def _covered_s(spans: list[tuple[float, float]]) -> float:
+    covered_s, until_s = 0.0, 0.0
+    for began_s, ended_s in sorted(spans):
+        covered_s += max(0.0, ended_s - max(began_s, until_s))
+        until_s = max(until_s, ended_s)
+    return covered_s
 
 
 def summarize(sizes: MixedSizes, capacity: Capacity, left_out: int, rounds: list[Round]) -> MixedFigures:
@@ -281,7 +294,7 @@ def _background_table(figures: MixedFigures) -> Table:
             f"{round.background_alone[1]:.1f}",
             f"{round.background_mixed:.1f}",
             f"{round.background_mixed / round.alone:.3f}",
-            f"{(round.background_mixed + round.mixed.tokens_per_s) / round.alone:.3f}",
+            f"{round.idle.busy_share:.3f}",
             str(round.background_answered),
             str(round.background_refused),
             str(round.kept_caches),
@@ -293,7 +306,7 @@ def _background_table(figures: MixedFigures) -> Table:
         f"Background at {figures.sizes.load:g} times a capacity of {figures.capacity.tokens_per_s:.1f} tokens/s; tokens/s of "
         f"answers; {figures.texts_left_out} texts that rounding decides are left out",
         (
-            *("round", "alone before", "alone after", "mixed", "share", "share with the interactive ones"),
+            *("round", "alone before", "alone after", "mixed", "share", "time of the interactive ones alone"),
             *("answered", "refused", "went on from a kept cache", "texts"),
         ),
         rows,
