@@ -1,10 +1,12 @@
 """A worker's operating system process: how it is spawned, signalled and waited for. Edge."""
 
 import errno
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from typing import Protocol
 
@@ -17,6 +19,10 @@ from mlxsup.supervisor.residency.footprint import held_bytes
 
 # Of a process's name.
 _NAME_CHARS_MAX = 40
+# To find a process anew for each look costs more than the look; so many are kept.
+_PROCESSES_MAX = 256
+# Workers are looked at one by one, and the machine's memory is that of all.
+_AVAILABLE_AGE_S = 0.25
 # psutil hands on what a system call or a file of /proc fails with, and a Mac's calls fail as RuntimeError.
 _CANT_SAY = (psutil.Error, OSError, RuntimeError)
 
@@ -139,22 +145,39 @@ class Observer:
 
     def __init__(self) -> None:
         self._available_bytes = 0
+        self._looked_s = -math.inf
+        self._processes: dict[int, psutil.Process] = {}
 
     def observe(self, pid: int) -> Observation:
         """What the system says of a worker; of one that has just ended, nothing held and not stopped."""
         try:
-            process = psutil.Process(pid)
+            process = self._find(pid)
             resident, status = held_bytes(process), process.status()
         except _CANT_SAY:
+            self._processes.pop(pid, None)
             resident, status = 0, psutil.STATUS_DEAD
         return Observation(
             resident_bytes=resident,
-            available_bytes=self.available_bytes(),
+            available_bytes=self._lately_available_bytes(),
             stopped=status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP),
         )
 
+    def _find(self, pid: int) -> psutil.Process:
+        found = self._processes.get(pid)
+        if found is None:
+            found = psutil.Process(pid)
+            if len(self._processes) >= _PROCESSES_MAX:
+                self._processes.clear()
+            self._processes[pid] = found
+        return found
+
+    def _lately_available_bytes(self) -> int:
+        is_recent = time.monotonic() - self._looked_s <= _AVAILABLE_AGE_S
+        return self._available_bytes if is_recent else self.available_bytes()
+
     def available_bytes(self) -> int:
         """What can be given to a new process without swapping; 0 until it was ever known."""
+        self._looked_s = time.monotonic()
         with suppress(*_CANT_SAY):
             self._available_bytes = int(psutil.virtual_memory().available)
         return self._available_bytes
