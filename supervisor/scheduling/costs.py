@@ -2,7 +2,7 @@
 
 A cost is what the answer is expected to have, plus the prompt's tokens at what one of them costs beside one of an answer.
 Both are learned from requests that have ended: no prompt is tokenised to find a place in a queue, and `max_tokens` is a
-bound, not an expectation.
+bound, not an expectation. Neither is ever more than the model's context.
 """
 
 import math
@@ -15,8 +15,11 @@ from mlxsup.protocol.worker_link import Generate
 _LEARNING = 0.1
 _ANSWERS_LEARNING = 0.02
 _TOKENS_PER_CHAR = 0.25
+_TOKENS_PER_CHAR_MIN = 0.01
 # What a chat template puts around each message.
 _TOKENS_PER_MESSAGE = 4
+# A chat of fewer characters says more of the template than of how many tokens a text has.
+_LONG_CHARS = 200
 
 
 class _Answers(msgspec.Struct):
@@ -38,47 +41,69 @@ class _Answers(msgspec.Struct):
 
 
 class CostModel:
-    """For one model."""
+    """For one model. `context_tokens` is its context, None as long as nobody has loaded it."""
 
     def __init__(self) -> None:
+        self.context_tokens: int | None = None
         self._tokens_per_char = _TOKENS_PER_CHAR
+        # What a template puts around all messages together.
+        self._template_tokens = 0.0
         # Of answers, by the magnitude of the `max_tokens` that they were given.
         self._answers: dict[int, _Answers] = {}
 
     def prompt_tokens(self, order: Generate) -> int:
         if order.prompt_tokens is not None:
-            return len(order.prompt_tokens)
-        extra = _TOKENS_PER_MESSAGE * len(order.messages or ())
-        return max(1, round(_chars(order) * self._tokens_per_char) + extra)
+            return self._within_context(len(order.prompt_tokens))
+        return self._within_context(max(1, round(self._text_tokens(order))))
 
     def answer_tokens(self, order: Generate) -> int:
         """As many as such answers have had."""
-        learned = self._answers.get(order.max_tokens.bit_length())
-        return order.max_tokens if learned is None else max(1, min(order.max_tokens, round(learned.mean)))
+        bound = self._within_context(order.max_tokens)
+        learned = self._answers.get(bound.bit_length())
+        return bound if learned is None else max(1, min(bound, round(learned.mean)))
 
     def answer_tokens_likely_max(self, order: Generate) -> int:
         """Most of such answers have had no more: a deviation above the mean."""
-        learned = self._answers.get(order.max_tokens.bit_length())
+        bound = self._within_context(order.max_tokens)
+        learned = self._answers.get(bound.bit_length())
         if learned is None:
-            return order.max_tokens
-        return max(1, min(order.max_tokens, round(learned.mean + learned.deviation)))
+            return bound
+        return max(1, min(bound, round(learned.mean + learned.deviation)))
 
     def tokens_left(self, order: Generate, delivered: int) -> float:
         """Of the answer. One that is longer than most goes on as if it were any of those that are."""
-        learned = self._answers.get(order.max_tokens.bit_length())
+        bound = self._within_context(order.max_tokens)
+        left_max = max(0.0, float(bound - delivered))
+        learned = self._answers.get(bound.bit_length())
         if learned is None:
-            return float(order.max_tokens - delivered)
-        left = max(learned.mean - delivered, learned.deviation / 2, 1.0)
-        return min(left, float(order.max_tokens - delivered))
+            return left_max
+        return min(left_max, max(learned.mean - delivered, learned.deviation / 2, 1.0))
 
     def learn(self, order: Generate, prompt_tokens: int, answer_tokens: int) -> None:
         """A request was answered with so many."""
         chars = _chars(order)
         if chars and prompt_tokens:
-            extra = _TOKENS_PER_MESSAGE * len(order.messages or ())
-            seen = max(0, prompt_tokens - extra) / chars
-            self._tokens_per_char += _LEARNING * (seen - self._tokens_per_char)
+            self._learn_prompt(order, chars, prompt_tokens)
         self._learn_answer(order, answer_tokens)
+
+    def _text_tokens(self, order: Generate) -> float:
+        tokens = _chars(order) * self._tokens_per_char
+        if order.messages is None:
+            return tokens
+        return tokens + self._template_tokens + _TOKENS_PER_MESSAGE * len(order.messages)
+
+    def _learn_prompt(self, order: Generate, chars: int, prompt_tokens: int) -> None:
+        """What was not foreseen is the text's where that is long, else the template's (normalised least mean squares: Haykin,
+        Adaptive Filter Theory, chapter 6): by "hi" alone a character would seem to have a dozen tokens.
+        """
+        unforeseen = _LEARNING * (prompt_tokens - self._text_tokens(order))
+        share = chars**2 / (chars**2 + _LONG_CHARS**2)
+        self._tokens_per_char = max(_TOKENS_PER_CHAR_MIN, self._tokens_per_char + share * unforeseen / chars)
+        if order.messages is not None:
+            self._template_tokens = max(0.0, self._template_tokens + (1 - share) * unforeseen)
+
+    def _within_context(self, tokens: int) -> int:
+        return tokens if self.context_tokens is None else min(tokens, self.context_tokens)
 
     def learn_cut_off(self, order: Generate, answer_tokens: int) -> None:
         """It had so many when its time was over, and would have gone on: as those do that get so far.
@@ -88,11 +113,12 @@ class CostModel:
         self._learn_answer(order, answer_tokens + round(self.tokens_left(order, answer_tokens)))
 
     def _learn_answer(self, order: Generate, tokens: int) -> None:
-        magnitude = order.max_tokens.bit_length()
+        bound = self._within_context(order.max_tokens)
+        magnitude = bound.bit_length()
         answers = self._answers.get(magnitude)
         if answers is None:
             # The shortest answers are complete first: it begins as if one had been half as long as it might be.
-            half = order.max_tokens / 2
+            half = bound / 2
             answers = self._answers[magnitude] = _Answers(half, half**2)
         answers.learn(tokens)
 

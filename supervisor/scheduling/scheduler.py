@@ -175,6 +175,7 @@ class Scheduler:
         """A worker serves: from now on what waits goes there."""
         self._dispatch.place = place
         self._dispatch.draining = False
+        self._costs.context_tokens = place.context_tokens
         self._pace.rest()
         self._fill(now_s)
 

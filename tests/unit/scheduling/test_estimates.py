@@ -39,6 +39,33 @@ def test_how_long_a_token_is_and_an_answer_becomes_is_learned() -> None:
     assert 1.0 <= costs.tokens_left(order(max_tokens=900), 60) < 10.0
 
 
+def test_of_short_chats_it_is_the_template_that_is_learned_and_not_how_long_a_token_is() -> None:
+    costs = CostModel()
+    hi, long = (order(messages=[Message(role="user", content=content)]) for content in ("hi", "x" * 4000))
+    for _ in range(400):
+        costs.learn(hi, 31, 10)
+    assert costs.prompt_tokens(hi) == pytest.approx(31, abs=1)
+    assert costs.prompt_tokens(long) == pytest.approx(1031, rel=0.1)
+
+    for _ in range(400):
+        costs.learn(hi, 31, 10)
+        costs.learn(long, 831, 10)
+    assert costs.prompt_tokens(hi) == pytest.approx(31, abs=1)
+    assert costs.prompt_tokens(long) == pytest.approx(831, rel=0.01)
+
+
+def test_nothing_has_more_tokens_than_the_context() -> None:
+    costs = CostModel()
+    costs.context_tokens = 8192
+    boundless = order("x" * 100_000, max_tokens=1 << 24)
+    assert (costs.prompt_tokens(boundless), costs.answer_tokens(boundless)) == (8192, 8192)
+    assert (costs.answer_tokens_likely_max(boundless), costs.tokens_left(boundless, 192)) == (8192, 8000.0)
+
+    costs.learn(order("x" * 100, max_tokens=1 << 24), 25, 40)
+    assert costs.answer_tokens(boundless) == (4096 + 40) / 2
+    assert costs.tokens_left(boundless, 9000) == 0.0
+
+
 @pytest.mark.parametrize(("prompt_s", "answer_s"), [(0.001, 0.02), (0.004, 0.005), (0.0, 0.01)])
 def test_what_a_token_of_a_prompt_and_of_an_answer_takes_is_found_from_mixed_steps(
     prompt_s: float, answer_s: float

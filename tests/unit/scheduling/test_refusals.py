@@ -29,6 +29,17 @@ def test_a_deadline_that_the_wait_leaves_no_time_for_is_refused_at_once_with_the
     assert (fate.refusal.data.retry_after_ms or 0) > 3000
 
 
+def test_one_that_may_have_more_tokens_than_the_context_makes_nobody_seem_to_wait_for_them_all() -> None:
+    boundless = Arrival(at_s=7.8, max_tokens=1 << 24, answer_tokens=40)
+    hasty = Arrival(at_s=7.9, max_tokens=40, deadline_s=1.0)
+    _, fates = busy(boundless, hasty)
+    (refusal,) = [fate.refusal for fate in fates if fate.arrival is hasty]
+
+    assert refusal is not None
+    # All of a context, at the simulated engine's pace, and no more.
+    assert (refusal.data.retry_after_ms or 0) < 8192 * 1000
+
+
 def test_one_that_has_become_hopeless_while_it_waited_is_not_computed() -> None:
     # Nothing is known of the speed when it comes, so it is let in.
     hopeless = Arrival(at_s=0.0, max_tokens=40, prompt_tokens=4000, deadline_s=4.0, tier=Priority.BACKGROUND)
