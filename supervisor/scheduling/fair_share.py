@@ -4,8 +4,9 @@ Rule 1: in each round a client's credit grows by a quantum, and it goes while it
 than that is a debt, for which it sits out as many rounds as the debt has quanta. A round in which nobody goes takes no time.
 Rule 2: so while two clients wait, what they get differs by at most one quantum and one request of each, in tokens.
 Rule 3: who comes joins the next round, before those that were there; who has nothing waiting any more loses its credit,
-and keeps its debt until the rounds have come so far, or nobody waits. Rule 4: who goes out of turn is charged for it. The
-round is then that of its turn, and the others don't make up for what they were passed by.
+and keeps its debt until the rounds have come so far, or nobody waits; of more than 4096 such debts the least is forgiven.
+Rule 4: who goes out of turn is charged for it. The round is then that of its turn, and the others don't make up for what
+they were passed by.
 
 After Shreedhar and Varghese (1995), but charged afterwards: which request a client's next one will be, nobody knows
 before.
@@ -16,6 +17,8 @@ from itertools import count
 
 from mlxsup.supervisor.scheduling.indexed_heap import IndexedHeap, Key
 from mlxsup.supervisor.scheduling.order import TIERS, Ticket
+
+_DEBTORS_MAX = 4096
 
 
 class _Client:
@@ -160,10 +163,17 @@ class FairShare:
             client.round > self._round and client.credit_tokens < self._quantum_tokens
         ):
             self._debtors.put(client.name, client.turn)
+            if len(self._debtors) > _DEBTORS_MAX:
+                self._forget_first_debtor()
         else:
             del self._clients[client.name]
 
     def _forget_settled(self) -> None:
         while (row := self._debtors.first()) is not None and row[0][0] <= self._round:
-            self._debtors.discard(row[1])
-            del self._clients[row[1]]
+            self._forget_first_debtor()
+
+    def _forget_first_debtor(self) -> None:
+        row = self._debtors.first()
+        assert row is not None
+        self._debtors.discard(row[1])
+        del self._clients[row[1]]

@@ -66,7 +66,7 @@ class WaitingRoom:
         self._ageing: IndexedHeap[int] = IndexedHeap()
         self._begun: dict[int, Ticket] = {}
         # By the tiers that requests came with: these by arrival; where the first of each client is taken along to; and
-        # whose first one may have changed since.
+        # whose first one may have changed since, of those who have any.
         self._arrivals: tuple[IndexedHeap[int], ...] = tuple(IndexedHeap() for _ in TIERS)
         self._levels = list(range(len(TIERS)))
         self._changed: tuple[set[str], ...] = tuple(set() for _ in TIERS)
@@ -318,3 +318,5 @@ class WaitingRoom:
             self._of_client[request.client] = of_client
         else:
             del self._of_client[request.client]
+            for changed in self._changed:
+                changed.discard(request.client)
