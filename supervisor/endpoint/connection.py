@@ -133,6 +133,8 @@ class Connection:
         self._topics: frozenset[str] = frozenset()
         self._closing = False
         self._shutting_down = False
+        # More waits for the client than may, and this ends.
+        self._cut = False
         self.lost_output = False
         self._nursery: trio.Nursery | None = None
 
@@ -219,6 +221,9 @@ class Connection:
                 self._take_call(call, None)
 
     def _take_call(self, call: Call | Invalid, batch: _BatchAnswers | None) -> None:
+        if self._cut:
+            # The rest of a batch, or of a chunk: what it asks for may be kept, and thousands of times as long as the call.
+            return
         if isinstance(call, Invalid):
             response = encode_error(call.id, call.error)
             batch.add(response) if batch is not None else self.put(response)
@@ -372,7 +377,8 @@ class Connection:
     def _check_outbox(self) -> None:
         """What waits already is what counts: one long answer to a client that reads is no fault of its."""
         waiting = self._outbox.bytes_held + self._held_bytes
-        if waiting > self._limits.outbox_bytes_max and self._nursery is not None:
+        if waiting > self._limits.outbox_bytes_max and self._nursery is not None and not self._cut:
+            self._cut = True
             _log.warning("%s does not read its answers: closing its connection", self._name)
             self._nursery.cancel_scope.cancel()
 

@@ -310,3 +310,24 @@ async def test_who_does_not_read_loses_its_connection_and_not_its_text(autojump_
         text, answer = await receive_all(second)
 
     assert text == answer["result"]["text"] == full_text(prompt, tokens)
+
+
+async def test_a_batch_of_duplicates_is_given_no_more_than_may_wait_for_a_client(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = msgspec.structs.replace(SERVER, outbox_bytes_max=64 * 1024)
+    tokens = 1000
+    async with memory_supervisor(server=server) as supervisor:
+        client = await loaded(supervisor)
+        await client.generate(1, tokens, idempotency_key="k")
+        assert len((await client.receive_response())["result"]["text"]) > 4096
+        params = {"model": MODEL, "prompt": "p", "max_tokens": tokens, "idempotency_key": "k"}
+        calls = [
+            {"jsonrpc": "2.0", "id": id, "method": "generate", "params": params} for id in range(100, 200)
+        ]
+        await client.send(calls)
+        assert await client.receive_rest() == []
+        counted = await stats(supervisor)
+
+    assert 64 // 6 <= counted["keyed"]["duplicates_total"] <= 64 // 4 + 2
+    assert sum("does not read" in record.message for record in caplog.records) == 1
