@@ -6,12 +6,22 @@ Rule 3: nothing is delivered after the end; what comes late is dropped.
 """
 
 from array import array
+from functools import cached_property
 from typing import Protocol
 
 import msgspec
 
 from mlxsup.protocol.errors import RpcError
-from mlxsup.protocol.generation import FinishReason, GenerationResult, Priority, ServedBy, Timings, Usage
+from mlxsup.protocol.generation import (
+    FinishReason,
+    GenerationResult,
+    Message,
+    Priority,
+    ServedBy,
+    TextPart,
+    Timings,
+    Usage,
+)
 from mlxsup.protocol.worker_link import Generate, Generated
 
 # To tell of every token of a thousand streams would take longer than to pass it on.
@@ -87,6 +97,13 @@ class GenerationRequest:
         self._sink = sink
         self._observer = observer
         self._utf8 = bytearray()
+
+    @cached_property
+    def prompt_chars(self) -> int:
+        """Of its text; counted once, since messages can have hundreds of thousands of parts. 0 where tokens are given."""
+        if self.order.prompt is not None:
+            return len(self.order.prompt)
+        return sum(map(_message_chars, self.order.messages or ()))
 
     def remaining_order(self) -> Generate:
         """The order for the next worker: what was delivered counts as done."""
@@ -195,3 +212,12 @@ class GenerationRequest:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
+
+
+def _message_chars(message: Message) -> int:
+    content = message.content
+    if content is None:
+        return 0
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part.text) for part in content if isinstance(part, TextPart))

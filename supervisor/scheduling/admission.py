@@ -65,7 +65,7 @@ class Admission:
         if request.priority in self._shed:
             raise refusals.tier_is_shed(request.priority, self._shed[request.priority], hint_ms)
         if place is not None and self._kv_bytes_max is not None:
-            needed = place.kv_bytes(self._costs.prompt_tokens(request.order), request.order.max_tokens)
+            needed = place.kv_bytes(self._costs.prompt_tokens(request), request.order.max_tokens)
             if needed > self._kv_bytes_max:
                 raise refusals.cache_too_large(needed, self._kv_bytes_max)
         if outlook is not None and outlook.wait_s > 0 and request.deadline_s is not None:
@@ -92,7 +92,7 @@ class Admission:
 
     def cost(self, request: GenerationRequest) -> int:
         """In tokens, of what is left of it."""
-        prompt = self._costs.prompt_tokens(request.order) * self._speed.ratio
+        prompt = self._costs.prompt_tokens(request) * self._speed.ratio
         return max(1, round(prompt + self._costs.tokens_left(request.order, len(request.tokens))))
 
     def outlook(
@@ -102,7 +102,7 @@ class Admission:
         if not self._speed.is_known:
             return None
         order = request.order
-        service_s = self._speed.seconds(self._costs.prompt_tokens(order) * self._speed.ratio)
+        service_s = self._speed.seconds(self._costs.prompt_tokens(request) * self._speed.ratio)
         service_s += self._costs.answer_tokens_likely_max(order) * self._speed.step_s
         return Outlook(self._wait_s(request, running, limit, now_s), service_s)
 
@@ -116,7 +116,7 @@ class Admission:
         """Not even its first token would come in time: no worker computes for nobody."""
         if request.deadline_s is None or request.marks.dispatched_s is not None or not self._speed.is_known:
             return False
-        prompt = self._costs.prompt_tokens(request.order) * self._speed.ratio
+        prompt = self._costs.prompt_tokens(request) * self._speed.ratio
         return now_s + self._speed.seconds(prompt) > request.deadline_s
 
     def _wait_s(

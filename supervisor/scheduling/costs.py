@@ -9,8 +9,8 @@ import math
 
 import msgspec
 
-from mlxsup.protocol.generation import Message, TextPart
 from mlxsup.protocol.worker_link import Generate
+from mlxsup.supervisor.generation.request import GenerationRequest
 
 _LEARNING = 0.1
 _ANSWERS_LEARNING = 0.02
@@ -51,10 +51,10 @@ class CostModel:
         # Of answers, by the magnitude of the `max_tokens` that they were given.
         self._answers: dict[int, _Answers] = {}
 
-    def prompt_tokens(self, order: Generate) -> int:
-        if order.prompt_tokens is not None:
-            return self._within_context(len(order.prompt_tokens))
-        return self._within_context(max(1, round(self._text_tokens(order))))
+    def prompt_tokens(self, request: GenerationRequest) -> int:
+        if request.order.prompt_tokens is not None:
+            return self._within_context(len(request.order.prompt_tokens))
+        return self._within_context(max(1, round(self._text_tokens(request))))
 
     def answer_tokens(self, order: Generate) -> int:
         """As many as such answers have had."""
@@ -79,27 +79,28 @@ class CostModel:
             return left_max
         return min(left_max, max(learned.mean - delivered, learned.deviation / 2, 1.0))
 
-    def learn(self, order: Generate, prompt_tokens: int, answer_tokens: int) -> None:
-        """A request was answered with so many."""
-        chars = _chars(order)
-        if chars and prompt_tokens:
-            self._learn_prompt(order, chars, prompt_tokens)
-        self._learn_answer(order, answer_tokens)
+    def learn(self, request: GenerationRequest, prompt_tokens: int, answer_tokens: int) -> None:
+        """It was answered with so many."""
+        if request.prompt_chars and prompt_tokens:
+            self._learn_prompt(request, prompt_tokens)
+        self._learn_answer(request.order, answer_tokens)
 
-    def _text_tokens(self, order: Generate) -> float:
-        tokens = _chars(order) * self._tokens_per_char
-        if order.messages is None:
+    def _text_tokens(self, request: GenerationRequest) -> float:
+        tokens = request.prompt_chars * self._tokens_per_char
+        messages = request.order.messages
+        if messages is None:
             return tokens
-        return tokens + self._template_tokens + _TOKENS_PER_MESSAGE * len(order.messages)
+        return tokens + self._template_tokens + _TOKENS_PER_MESSAGE * len(messages)
 
-    def _learn_prompt(self, order: Generate, chars: int, prompt_tokens: int) -> None:
+    def _learn_prompt(self, request: GenerationRequest, prompt_tokens: int) -> None:
         """What was not foreseen is the text's where that is long, else the template's (normalised least mean squares: Haykin,
         Adaptive Filter Theory, chapter 6): by "hi" alone a character would seem to have a dozen tokens.
         """
-        unforeseen = _LEARNING * (prompt_tokens - self._text_tokens(order))
+        chars = request.prompt_chars
+        unforeseen = _LEARNING * (prompt_tokens - self._text_tokens(request))
         share = chars**2 / (chars**2 + _LONG_CHARS**2)
         self._tokens_per_char = max(_TOKENS_PER_CHAR_MIN, self._tokens_per_char + share * unforeseen / chars)
-        if order.messages is not None:
+        if request.order.messages is not None:
             self._template_tokens = max(0.0, self._template_tokens + (1 - share) * unforeseen)
 
     def _within_context(self, tokens: int) -> int:
@@ -121,18 +122,3 @@ class CostModel:
             half = bound / 2
             answers = self._answers[magnitude] = _Answers(half, half**2)
         answers.learn(tokens)
-
-
-def _chars(order: Generate) -> int:
-    if order.prompt is not None:
-        return len(order.prompt)
-    return sum(map(_message_chars, order.messages or ()))
-
-
-def _message_chars(message: Message) -> int:
-    content = message.content
-    if content is None:
-        return 0
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(part.text) for part in content if isinstance(part, TextPart))

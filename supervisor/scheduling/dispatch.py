@@ -144,7 +144,7 @@ class Dispatch:
         bytes_max = self.place.kv_bytes_max
         if bytes_max is None or not staying:
             return True
-        needed = self.place.kv_bytes(self._costs.prompt_tokens(request.order), request.order.max_tokens)
+        needed = self.place.kv_bytes(self._costs.prompt_tokens(request), request.order.max_tokens)
         return sum(flight.kv_bytes for flight in staying) + needed <= bytes_max
 
     def _start_or_end(self, request: GenerationRequest, place: Place, now_s: float) -> None:
@@ -154,7 +154,7 @@ class Dispatch:
             return
         self._started(request, now_s)
         reads_first = has_less_than_its_share(self.running, request.client)
-        prompt_tokens = self._costs.prompt_tokens(request.order)
+        prompt_tokens = self._costs.prompt_tokens(request)
         self._flights.add(
             Flight(
                 request,

@@ -337,7 +337,7 @@ class Scheduler:
     def _finish(self, request: GenerationRequest, answer: Generated, flight: Flight, now_s: float) -> None:
         if answer.finish_reason is not FinishReason.CANCELLED:
             self._poison.note_completed(request)
-            self._costs.learn(request.order, answer.prompt_tokens, len(request.tokens))
+            self._costs.learn(request, answer.prompt_tokens, len(request.tokens))
         request.finish(answer, flight.generation, now_s)
         self._note_end(request, None, now_s)
 

@@ -5,34 +5,42 @@ from typing import Any
 
 import pytest
 
-from mlxsup.protocol.generation import Message
+from mlxsup.protocol.generation import Message, TextPart
 from mlxsup.protocol.worker_link import Generate
+from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.scheduling.costs import CostModel
 from mlxsup.supervisor.scheduling.forecast import Outlook, retry_after_ms, wait_s
 from mlxsup.supervisor.scheduling.speed import Speed
-from tests.fakes.requests import GREEDY
+from tests.fakes.collecting_sink import CollectingSink
+from tests.fakes.requests import GREEDY, make_request
 
 
 def order(prompt: str | None = None, max_tokens: int = 100, **more: Any) -> Generate:
     return Generate(max_tokens=max_tokens, sampling=GREEDY, prompt=prompt, **more)
 
 
+def asking(order: Generate) -> GenerationRequest:
+    request = make_request(CollectingSink(), now_s=0.0)
+    request.order = order
+    return request
+
+
 def test_a_prompt_of_tokens_is_counted_and_one_of_text_is_estimated() -> None:
     costs = CostModel()
 
-    assert costs.prompt_tokens(order(prompt_tokens=[1, 2, 3])) == 3
-    assert costs.prompt_tokens(order("x" * 400)) == 100
+    assert costs.prompt_tokens(asking(order(prompt_tokens=[1, 2, 3]))) == 3
+    assert costs.prompt_tokens(asking(order("x" * 400))) == 100
     chat = [Message(role="user", content="x" * 400), Message(role="assistant", content=None)]
-    assert costs.prompt_tokens(order(messages=chat)) == 108
+    assert costs.prompt_tokens(asking(order(messages=chat))) == 108
 
 
 def test_how_long_a_token_is_and_an_answer_becomes_is_learned() -> None:
     costs = CostModel()
     assert costs.answer_tokens(order(max_tokens=1000)) == 1000
     for _ in range(400):
-        costs.learn(order("x" * 300, max_tokens=1000), 100, 40)
+        costs.learn(asking(order("x" * 300, max_tokens=1000)), 100, 40)
 
-    assert costs.prompt_tokens(order("x" * 600)) == pytest.approx(200, abs=1)
+    assert costs.prompt_tokens(asking(order("x" * 600))) == pytest.approx(200, abs=1)
     assert costs.answer_tokens(order(max_tokens=900)) == 40
     assert costs.answer_tokens(order(max_tokens=20)) == 20
     assert costs.tokens_left(order(max_tokens=900), 30) == pytest.approx(10, abs=1)
@@ -43,25 +51,35 @@ def test_of_short_chats_it_is_the_template_that_is_learned_and_not_how_long_a_to
     costs = CostModel()
     hi, long = (order(messages=[Message(role="user", content=content)]) for content in ("hi", "x" * 4000))
     for _ in range(400):
-        costs.learn(hi, 31, 10)
-    assert costs.prompt_tokens(hi) == pytest.approx(31, abs=1)
-    assert costs.prompt_tokens(long) == pytest.approx(1031, rel=0.1)
+        costs.learn(asking(hi), 31, 10)
+    assert costs.prompt_tokens(asking(hi)) == pytest.approx(31, abs=1)
+    assert costs.prompt_tokens(asking(long)) == pytest.approx(1031, rel=0.1)
 
     for _ in range(400):
-        costs.learn(hi, 31, 10)
-        costs.learn(long, 831, 10)
-    assert costs.prompt_tokens(hi) == pytest.approx(31, abs=1)
-    assert costs.prompt_tokens(long) == pytest.approx(831, rel=0.01)
+        costs.learn(asking(hi), 31, 10)
+        costs.learn(asking(long), 831, 10)
+    assert costs.prompt_tokens(asking(hi)) == pytest.approx(31, abs=1)
+    assert costs.prompt_tokens(asking(long)) == pytest.approx(831, rel=0.01)
+
+
+def test_the_parts_of_a_prompt_are_counted_once() -> None:
+    parts = ["é" * 5, "x" * 395]
+    counted = Message(role="user", content=[TextPart(text=part) for part in parts])
+    request, costs = asking(order(messages=[counted])), CostModel()
+    assert costs.prompt_tokens(request) == 104
+
+    counted.content.clear()  # type: ignore[union-attr]
+    assert costs.prompt_tokens(request) == 104
 
 
 def test_nothing_has_more_tokens_than_the_context() -> None:
     costs = CostModel()
     costs.context_tokens = 8192
     boundless = order("x" * 100_000, max_tokens=1 << 24)
-    assert (costs.prompt_tokens(boundless), costs.answer_tokens(boundless)) == (8192, 8192)
+    assert (costs.prompt_tokens(asking(boundless)), costs.answer_tokens(boundless)) == (8192, 8192)
     assert (costs.answer_tokens_likely_max(boundless), costs.tokens_left(boundless, 192)) == (8192, 8000.0)
 
-    costs.learn(order("x" * 100, max_tokens=1 << 24), 25, 40)
+    costs.learn(asking(order("x" * 100, max_tokens=1 << 24)), 25, 40)
     assert costs.answer_tokens(boundless) == (4096 + 40) / 2
     assert costs.tokens_left(boundless, 9000) == 0.0
 
