@@ -121,7 +121,7 @@ class Scheduling(_Section, frozen=True):
     quantum_tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
     shortest_first: bool = False
     preempt: bool = True
-    preemptions_max: Annotated[int, Meta(ge=0, le=1000)] = 8
+    preemptions_soft_max: Annotated[int, Meta(ge=0, le=1000)] = 8
     preempt_tokens_min: Annotated[int, Meta(ge=1, le=10_000)] = 8
     sojourn_target_s: PositiveSeconds = 30.0
     sojourn_interval_s: PositiveSeconds = 60.0

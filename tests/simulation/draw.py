@@ -137,7 +137,7 @@ class _Drawing:
             scheduling=Scheduling(
                 age_step_s=self._pick((0.5, 30.0)),
                 quantum_tokens=self._pick((1, 256)),
-                preemptions_max=self._pick((1, 8)),
+                preemptions_soft_max=self._pick((1, 8)),
                 preempt_tokens_min=self._pick((1, 2, 8)),
             ),
             models={model: self._draw_model() for model in self._models},

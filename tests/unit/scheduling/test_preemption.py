@@ -146,8 +146,8 @@ def test_a_refused_request_that_is_known_for_a_death_keeps_nobody_from_taking_a_
     assert urgent.id in stage.worker.told
 
 
-def test_nobody_gives_way_before_it_got_anywhere_nor_again_and_again() -> None:
-    stage = Stage(Scheduling(preemptions_max=1, preempt_tokens_min=8), batch_sequences_max=1)
+def test_who_gave_way_often_gets_twice_as_many_tokens_before_each_time() -> None:
+    stage = Stage(Scheduling(preemptions_soft_max=1, preempt_tokens_min=8), batch_sequences_max=1)
     request = stage.ask(Priority.BACKGROUND)
     stage.step(request, 7)
     stage.ask(Priority.INTERACTIVE)
@@ -160,9 +160,12 @@ def test_nobody_gives_way_before_it_got_anywhere_nor_again_and_again() -> None:
     for _ in range(2):
         stage.answer(next(r for r in stage.scheduler.in_flight(stage.worker)), DONE)
     assert (stage.running(), urgent.ended) == ([request.id], True)
-    stage.step(request, 50)
+    stage.step(request, 15)
     stage.ask(Priority.INTERACTIVE)
     assert stage.running() == [request.id]
+    assert stage.worker.told.count(-request.id) == 1
+    stage.step(request, 1)
+    assert stage.worker.told.count(-request.id) == 2
 
 
 def test_only_interactive_requests_make_others_give_way_and_not_each_other() -> None:

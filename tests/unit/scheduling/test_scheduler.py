@@ -252,7 +252,7 @@ class Life(RuleBasedStateMachine):
         self.ends: list[int] = []
         self.poison = PoisonWatch(2, 100, 3600.0)
         config = Scheduling(
-            preempt_tokens_min=1, preemptions_max=3, sojourn_target_s=2.0, sojourn_interval_s=3.0
+            preempt_tokens_min=1, preemptions_soft_max=3, sojourn_target_s=2.0, sojourn_interval_s=3.0
         )
         self.scheduler = make_scheduler(
             self.ends,
