@@ -156,7 +156,8 @@ class SimulatedWorker(MemoryWorker):
 
     def _note_order(self, call: Call, order: link.Generate) -> None:
         assert isinstance(call.id, int)
-        fresh = msgspec.structs.replace(order, delivered_tokens=[], delivered_chars=0)
+        # When its prompt is read is nothing of what is asked.
+        fresh = msgspec.structs.replace(order, delivered_tokens=[], delivered_chars=0, reads_first=False)
         self._world.note(
             Order(
                 at_s=trio.current_time(),

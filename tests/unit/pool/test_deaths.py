@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -20,7 +20,7 @@ from tests.unit.pool.conftest import SEED, OpenStage, Stage, open_stage, until
 # Without a newline, as a process that is cut off leaves its last line.
 OUT_OF_MEMORY = b"RuntimeError: [METAL] Command buffer execution failed: Insufficient Memory (00000008:x)."
 VICTIM = b"[METAL] Command buffer execution failed: Discarded (victim of GPU error/recovery)\n"
-NO_LIMIT = Recovery(restarts_max=10**6, breaker_deaths=10**6)
+NO_LIMIT = Recovery(restarts_max=10**6, breaker_deaths=10**6, fruitless_resumes_max=10**6)
 
 
 def submit(stage: Stage, prompt: str = "p", tokens: int = 40, *, resume: bool = True) -> CollectingSink:
@@ -66,6 +66,7 @@ async def test_what_ran_goes_on_in_the_next_worker_and_the_text_is_whole(
     assert len(stage.shop.workers) == 2
 
 
+@example(gaps_s=[3.0] * 4, returncode=-9, tokens=[15], batch=1)
 @settings(deadline=None, max_examples=60)
 @given(
     gaps_s=st.lists(st.floats(0.01, 6.0), max_size=6),
