@@ -139,6 +139,37 @@ class GenerateParams(
     prompt_tokens: Annotated[list[TokenId], Meta(min_length=1)] | None = None
 
 
+class TokenChance(msgspec.Struct, frozen=True, kw_only=True):
+    """One token that could come next, its text (U+FFFD for bytes that are no character), and the natural logarithm of its
+    probability, by the model alone: before temperature, penalties, biases and grammars.
+    """
+
+    token: TokenId
+    text: str
+    logprob: float
+
+
+class TokenLogprob(TokenChance, frozen=True, kw_only=True):
+    """The one that was chosen, and the likeliest ones in its place, as many as `logprobs` asks for."""
+
+    top: list[TokenChance] = []
+
+
+class CalledFunction(msgspec.Struct, frozen=True, kw_only=True):
+    """`arguments` is a JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """`id` is the same whichever worker said it."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     completion_tokens: int

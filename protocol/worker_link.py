@@ -6,12 +6,12 @@ The supervisor sends requests `load`, `generate`, `tokenize`, `detokenize` and n
 of a prompt and `lease/done` behind it. Of one sequence every `step` comes before its answer.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from mlxsup.protocol.generation import FinishReason, Message, TokenId
+from mlxsup.protocol.generation import FinishReason, Message, ResponseFormat, TokenId, TokenLogprob, ToolCall
 
 # A worker may be confused or compromised: what it sends is bounded like what a client sends.
 FRAME_BYTES_MAX = 16 * 1024 * 1024
@@ -118,6 +118,9 @@ class Generate(_Wire, frozen=True):
     supervisor accepted `messages`: a chat template that names the day names that of then, in whichever worker.
     `urgency` is 0 for whom somebody waits now, up to 3 for the background: the less urgent gives way within the batch.
     `reads_first`: its client has less than its share, and a prompt that is one chunk is read before others as urgent go on.
+    `format` None is plain text. `tools` and `tool_choice` are as the client said, `logprobs` as many of the likeliest tokens as
+    are told of in each place, None: no logprobs. `adapter` is one of the model's own, None: none. Of what `delivered_tokens`
+    made, so many characters of reasoning and so many tool calls were delivered, too.
     """
 
     max_tokens: int
@@ -132,6 +135,13 @@ class Generate(_Wire, frozen=True):
     delivered_chars: int = 0
     urgency: Annotated[int, Meta(ge=0, le=3)] = URGENCY_NORMAL
     reads_first: bool = False
+    format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] = []
+    tool_choice: str | dict[str, Any] | None = None
+    logprobs: int | None = None
+    adapter: str | None = None
+    delivered_reasoning_chars: int = 0
+    delivered_tool_calls: int = 0
 
 
 class Generated(_Wire, frozen=True):
@@ -144,11 +154,16 @@ class Generated(_Wire, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):
-    """What one sequence has gained: `tokens` new tokens, and the text that they made certain."""
+    """What one sequence has gained: `tokens` new tokens, and what they made certain: text of the answer, text of the reasoning
+    before it, tool calls. `logprobs` has an entry for each token, if they were asked for.
+    """
 
     id: int
     text: str
     tokens: list[TokenId]
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = []
+    logprobs: list[TokenLogprob] = []
 
 
 class Step(_Wire, frozen=True):

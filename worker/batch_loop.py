@@ -151,8 +151,17 @@ class BatchLoop:
         for emission in emissions:
             counts = self._running[emission.id]
             counts.completion += len(emission.tokens)
-            if emission.tokens or emission.text:
-                deltas.append(link.Delta(emission.id, emission.text, emission.tokens))
+            if emission.tokens or emission.text or emission.reasoning or emission.tool_calls:
+                deltas.append(
+                    link.Delta(
+                        emission.id,
+                        emission.text,
+                        emission.tokens,
+                        emission.reasoning,
+                        emission.tool_calls,
+                        emission.logprobs,
+                    )
+                )
             if emission.finish is not None:
                 del self._running[emission.id]
                 answer = link.Generated(

@@ -12,17 +12,32 @@ import threading
 from collections.abc import Sequence
 
 from mlxsup.protocol.jsonrpc import encode_notification
+from mlxsup.protocol.generation import TokenLogprob, ToolCall
 from mlxsup.protocol.worker_link import STEP, Delta, Step
 
 
 class _Gain:
     """What one sequence has gained since its last delta left."""
 
-    __slots__ = ("texts", "tokens")
+    __slots__ = ("logprobs", "reasoning", "texts", "tokens", "tool_calls")
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.tokens: list[int] = []
+        self.reasoning: list[str] = []
+        self.tool_calls: list[ToolCall] = []
+        self.logprobs: list[TokenLogprob] = []
+
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.text)
+        self.tokens += delta.tokens
+        self.reasoning.append(delta.reasoning)
+        self.tool_calls += delta.tool_calls
+        self.logprobs += delta.logprobs
+
+    def delta(self, id: int) -> Delta:
+        text, reasoning = "".join(self.texts), "".join(self.reasoning)
+        return Delta(id, text, self.tokens, reasoning, self.tool_calls, self.logprobs)
 
 
 class Outbox:
@@ -73,8 +88,7 @@ class Outbox:
         gain = self._deltas.get(delta.id)
         if gain is None:
             gain = self._deltas[delta.id] = _Gain()
-        gain.texts.append(delta.text)
-        gain.tokens += delta.tokens
+        gain.add(delta)
 
     def _pump(self, deltas: Sequence[Delta] = ()) -> None:
         """Write what the pipe takes; `_full` says afterwards whether something is left. With `deltas` nothing waited."""
@@ -104,7 +118,7 @@ class Outbox:
     def _encode(self, deltas: Sequence[Delta]) -> bytes:
         lines = self._frames
         if self._deltas:
-            deltas = [Delta(id, "".join(gain.texts), gain.tokens) for id, gain in self._deltas.items()]
+            deltas = [gain.delta(id) for id, gain in self._deltas.items()]
             self._deltas.clear()
         if deltas:
             lines = [encode_notification(STEP, Step(deltas=list(deltas))), *lines]

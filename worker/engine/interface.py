@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.generation import FinishReason, TokenLogprob, ToolCall
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 
 IsWanted = Callable[[], bool]
@@ -16,13 +16,19 @@ ReportLoad = Callable[[str, int, int], None]
 
 
 class Emission(msgspec.Struct, frozen=True):
-    """What one step gave to one sequence; `finish` and `cached_tokens` are set on its last emission."""
+    """What one step gave to one sequence; `finish` and `cached_tokens` are set on its last emission.
+
+    `logprobs` has one for each token, if they were asked for.
+    """
 
     id: int
     text: str
     tokens: list[int]
     finish: FinishReason | None = None
     cached_tokens: int = 0
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = []
+    logprobs: list[TokenLogprob] = []
 
 
 class Prepared(msgspec.Struct, frozen=True):

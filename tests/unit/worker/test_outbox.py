@@ -49,7 +49,7 @@ def test_a_step_leaves_at_once_while_the_pipe_has_room(pipe: tuple[int, int]) ->
     os.set_blocking(reading, False)
     Outbox(writing).send_step([Delta(7, "a", [1])])
 
-    assert b'[7,"a",[1]]' in os.read(reading, 1000)
+    assert b'[7,"a",[1],"",[],[]]' in os.read(reading, 1000)
 
 
 def test_nothing_is_lost_or_reordered_while_nobody_reads(pipe: tuple[int, int]) -> None:
