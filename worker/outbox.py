@@ -11,8 +11,8 @@ import select
 import threading
 from collections.abc import Sequence
 
-from mlxsup.protocol.jsonrpc import encode_notification
 from mlxsup.protocol.generation import TokenLogprob, ToolCall
+from mlxsup.protocol.jsonrpc import encode_notification
 from mlxsup.protocol.worker_link import STEP, Delta, Step
 
 
