@@ -23,14 +23,14 @@ def watch_margins(found: Path) -> None:
     """From now on the seeds of requests with such a text are appended to `found`, a line each."""
     make_plain = text.make_sampler  # type: ignore[attr-defined]
 
-    def make_watched(sampling: Sampling, vocabulary_tokens: int, position: int) -> Sampler:
-        plain, *others = (make_plain(sampling, vocabulary_tokens, position) for _ in range(1 + _TRIES))
+    def make_watched(sampling: Sampling, vocabulary_tokens: int) -> Sampler:
+        plain = make_plain(sampling, vocabulary_tokens)
         told = False
 
-        def sample(logprobs: mx.array) -> mx.array:
+        def sample(logprobs: mx.array, position: int) -> mx.array:
             nonlocal told
-            token = plain(logprobs)
-            noisy = [other(logprobs + mx.random.uniform(-_NOISE, _NOISE, logprobs.shape)) for other in others]
+            token = plain(logprobs, position)
+            noisy = [plain(logprobs + _noise(logprobs), position) for _ in range(_TRIES)]
             if not told and any(one.item() != token.item() for one in noisy):
                 told = True
                 with found.open("a", encoding="ascii") as file:
@@ -40,3 +40,7 @@ def watch_margins(found: Path) -> None:
         return sample
 
     text.make_sampler = make_watched  # type: ignore[attr-defined]
+
+
+def _noise(logprobs: mx.array) -> mx.array:
+    return mx.random.uniform(-_NOISE, _NOISE, logprobs.shape)

@@ -1,7 +1,12 @@
-"""Answers that are computed together, a token of each at a time.
+"""Answers that are computed together, a token of each at a time, or several where they are known or guessed.
 
 mlx-lm's own BatchGenerator computes what it has begun to its end. Here anybody can be taken out between two steps, and go
 on later. The numbers are the same.
+
+Rule 1: a pass is always under way ahead of what has been told; its next one is built before its tokens are looked at,
+unless they decide what is fed. Rule 2: tokens that must come next are told with the one before them, and fed with it if that
+pays. Rule 3: guessed tokens are fed behind the last one if that pays; each is told once the model has chosen it itself, and
+with the first one that it has not, all behind it leave the caches again.
 """
 
 import time
@@ -9,130 +14,292 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import TokenBuffer
+import msgspec
+from mlx_lm.models.cache import BatchKVCache
 
-from mlxsup.worker.engine.caches import extended, keep_rows, merged
+from mlxsup.worker.engine.caches import extended, keep_rows, merged, shift_out
 from mlxsup.worker.engine.interface import IsWanted
-from mlxsup.worker.engine.member import Caches, Choice, Member
-from mlxsup.worker.engine.stages import Stages, cache_marks, smoothed
+from mlxsup.worker.engine.member import Caches, Chances, Choice, Member
+from mlxsup.worker.engine.picking import Spot, pick
+from mlxsup.worker.engine.smoothing import smoothed
+from mlxsup.worker.engine.stages import Stages, cache_marks
+from mlxsup.worker.engine.widths import TOKENS_MAX, Ahead, Widths
+
+
+class _Row(msgspec.Struct):
+    """What a pass does for one member: a pick behind its last token, and one behind each that is guessed to follow.
+
+    `slack` columns of the pass are behind all these. `told`: its pick is told already.
+    """
+
+    guessed: list[int] = []
+    slack: int = 0
+    told: bool = False
+
+    @property
+    def picks(self) -> int:
+        return 1 + len(self.guessed)
+
+    def proved(self, picks: Sequence[int]) -> int:
+        """So many guesses in a row are what was picked."""
+        for number, token in enumerate(self.guessed):
+            if token != picks[number]:
+                return number
+        return len(self.guessed)
+
+
+class _Flight(msgspec.Struct):
+    """A pass that is under way, with a row for each member; `picks` and `chances` are those of all rows, one behind the other.
+
+    `is_whole`: since it began nobody has come and nobody has left.
+    """
+
+    rows: list[_Row]
+    picks: mx.array
+    chances: list[Chances | None]
+    columns: int = 1
+    is_whole: bool = True
+    asked_for: bool = False
+
+    def ask(self) -> None:
+        if not self.asked_for:
+            self.asked_for = True
+            told_of = [(chance.chosen, chance.top_tokens, chance.top) for chance in self.chances if chance]
+            mx.async_eval(self.picks, told_of)
+
+    def first(self, at: int) -> tuple[mx.array, Chances | None]:
+        """The pick behind the last token that is certain."""
+        place = self._place(at)
+        return self.picks[place : place + 1], self.chances[place]
+
+    def keep(self, kept: list[int]) -> None:
+        places = [place for at in kept for place in range(self._place(at), self._place(at + 1))]
+        self.picks = self.picks[mx.array(places)]
+        self.chances = [self.chances[place] for place in places]
+        self.rows = [self.rows[at] for at in kept]
+        self._changed()
+
+    def extend(self, other: "_Flight") -> None:
+        self.picks = mx.concatenate([self.picks, other.picks])
+        self.chances = self.chances + other.chances
+        self.rows = self.rows + other.rows
+        self._changed()
+
+    def _place(self, at: int) -> int:
+        return sum(row.picks for row in self.rows[:at])
+
+    def _changed(self) -> None:
+        self.is_whole = self.asked_for = False
 
 
 class Answers:
-    """Each step gives each member a token. One pass is always built ahead of what has been told."""
+    """Each step gives each member a token at least."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self.members: list[Member] = []
         self._caches: Caches = []
-        # Of shape [members]: chosen by the last pass, and not yet in the caches.
-        self._chosen: mx.array | None = None
-        # Whose was told as soon as it was chosen.
-        self._told: set[int] = set()
+        self._flight: _Flight | None = None
         self._stages = Stages()
-        self._asked_for = False
+        self._is_staged = False
+        self._widths = Widths()
+        # On the pass that is under way.
+        self._spent_s = 0.0
+        # The next tokens may be known, or guessed, and to feed several at once pays.
+        self._feeds_ahead = False
         self.step_s = 0.0
 
     def start(self, members: list[Member]) -> list[Choice]:
         """Read the last token of their prompts, and tell the first of their answers."""
-        for member in members:
-            member.context = TokenBuffer(member.tokens[:-1]) if member.processors else None
         caches = merged(members)
-        last = mx.array([member.tokens[-1] for member in members])
-        chosen = self._pass(members, caches, last)
-        tokens: list[int] = chosen.tolist()  # type: ignore[assignment]
-        for member, token in zip(members, tokens, strict=True):
+        last = mx.array([[member.tokens[-1]] for member in members])
+        logits = self._model(last, cache=caches)[:, -1, :]
+        picks, chances = pick([Spot(member) for member in members], logits)
+        for member in members:
             member.cached = len(member.tokens)
-            member.tokens.append(token)
-            self._told.add(member.id)
-        self._join(members, caches, chosen)
-        return [Choice(member.id, token) for member, token in zip(members, tokens, strict=True)]
+        flight = _Flight([_Row(told=True) for _ in members], picks, chances, is_whole=False)
+        choices = [
+            _told(member, token, chance)
+            for member, token, chance in zip(members, _as_ints(picks), chances, strict=True)
+        ]
+        self._join(members, caches, flight)
+        return choices
 
     def go_on(self, member: Member) -> None:
         """It was taken out with its caches and the token that was chosen behind them."""
         assert member.chosen is not None
-        chosen, member.chosen = member.chosen, None
-        member.context = TokenBuffer(member.tokens) if member.processors else None
-        self._join([member], merged([member]), chosen)
+        flight = _Flight([_Row()], member.chosen, [member.chances], is_whole=False)
+        member.chosen, member.chances = None, None
+        self._join([member], merged([member]), flight)
 
-    def _join(self, members: list[Member], caches: Caches, chosen: mx.array) -> None:
+    def _join(self, members: list[Member], caches: Caches, flight: _Flight) -> None:
         self._caches = extended(self._caches, caches)
-        self._chosen = chosen if self._chosen is None else mx.concatenate([self._chosen, chosen])
-        self._asked_for = False
+        if self._flight is None:
+            self._flight = flight
+        else:
+            self._flight.extend(flight)
         self.members += members
         for member in members:
             member.caches = []
 
     def step(self, is_wanted: IsWanted) -> list[Choice] | None:
         """What the last pass chose, with the next one under way; None when it is put aside before its end."""
-        if self._chosen is None:
+        flight = self._flight
+        if flight is None:
             return []
         began_s = time.monotonic()
         if not self._stages.run(is_wanted):
+            self._spent_s += time.monotonic() - began_s
             return None
-        self._ask_for_chosen()
-        chosen = self._chosen
-        self._chosen = self._pass(self.members, self._caches, chosen)
-        self._asked_for = False
-        marks = cache_marks(self._caches, self.step_s)
-        self._stages = Stages(marks)
-        if marks:
-            self._stages.begin()
+        flight.ask()
+        if flight.columns > 1 or self._feeds_ahead:
+            choices = self._tell(flight)
+            self._note_time(flight, began_s)
+            self._flight = self._fly_wide(choices)
         else:
-            self._ask_for_chosen()
-        tokens: list[int] = chosen.tolist()  # type: ignore[assignment]
-        choices = []
-        for member, token in zip(self.members, tokens, strict=True):
-            if member.id not in self._told:
-                member.tokens.append(token)
-                choices.append(Choice(member.id, token))
+            logits = self._pass(flight.picks[:, None])
+            choices = self._tell(flight)
+            self._note_time(flight, began_s)
+            picks, chances = pick([Spot(member) for member in self.members], logits[:, -1, :])
+            self._flight = _Flight([_Row() for _ in self.members], picks, chances)
+        for member in self.members:
             member.cached = len(member.tokens)
-        self._told.clear()
-        self.step_s = smoothed(self.step_s, time.monotonic() - began_s)
+        if not self._is_staged:
+            self._flight.ask()
+        self._feeds_ahead = self._widths.choose(self._aheads()) > 0
         return choices
+
+    def _pass(self, inputs: mx.array) -> mx.array:
+        """Logits [members, columns, vocabulary], under way, of inputs [members, columns]."""
+        logits: mx.array = self._model(inputs, cache=self._caches)
+        marks = cache_marks(self._caches, self.step_s)
+        self._is_staged = bool(marks)
+        self._stages = Stages(marks)
+        self._stages.begin()
+        if not marks:
+            mx.async_eval(logits)
+        return logits
+
+    def _tell(self, flight: _Flight) -> list[Choice]:
+        """What the pass chose; guesses that proved wrong leave the caches."""
+        picks = _as_ints(flight.picks)
+        choices: list[Choice] = []
+        left_over = []
+        at = 0
+        for member, row in zip(self.members, flight.rows, strict=True):
+            right = row.proved(picks[at:])
+            if not row.told:
+                choices += [
+                    _told(member, picks[at + number], flight.chances[at + number])
+                    for number in range(right + 1)
+                ]
+            if member.guesser is not None:
+                member.guesser.record.learn(len(row.guessed), right)
+            left_over.append(row.slack + len(row.guessed) - right)
+            at += row.picks
+        shift_out(self._caches, left_over)
+        return choices
+
+    def _fly_wide(self, choices: list[Choice]) -> _Flight:
+        """A pass over the last token of each and what is fed behind it; what is certain of that is told at once."""
+        aheads = self._aheads()
+        count = self._widths.choose(aheads)
+        rows: list[_Row] = []
+        inputs: list[list[int]] = []
+        spots: list[Spot] = []
+        places: list[tuple[int, int]] = []
+        for member, ahead in zip(self.members, aheads, strict=True):
+            fed = ahead.tokens[:count] if ahead is not None else []
+            fed_from = len(member.tokens) - 1
+            row = _Row()
+            if ahead is not None and ahead.right is None:
+                choices += [_told(member, token, None) for token in fed]
+                spots.append(Spot(member))
+                places.append((len(inputs), len(fed)))
+            else:
+                row.guessed = fed
+                spots += [Spot(member, fed[:number]) for number in range(len(fed) + 1)]
+                places += [(len(inputs), number) for number in range(len(fed) + 1)]
+            inputs.append([member.tokens[fed_from], *fed])
+            rows.append(row)
+        columns = max(map(len, inputs))
+        for row, tokens in zip(rows, inputs, strict=True):
+            row.slack = columns - len(tokens)
+        padded = [tokens + [0] * row.slack for row, tokens in zip(rows, inputs, strict=True)]
+        logits = self._pass(mx.array(padded))
+        chosen_at = mx.array(places)
+        picks, chances = pick(spots, logits[chosen_at[:, 0], chosen_at[:, 1]])
+        return _Flight(rows, picks, chances, columns)
+
+    def _aheads(self) -> list[Ahead | None]:
+        """What could be fed behind the last token that was told of each."""
+        if not all(isinstance(cache, BatchKVCache) for cache in self._caches):
+            # From the others nothing can be taken back.
+            return [None] * len(self.members)
+        return [_ahead(member) for member in self.members]
+
+    def _note_time(self, flight: _Flight, began_s: float) -> None:
+        now_s = time.monotonic()
+        self._spent_s += now_s - began_s
+        self.step_s = smoothed(self.step_s, self._spent_s)
+        if flight.is_whole:
+            self._widths.learn(len(flight.rows), flight.columns, self._spent_s)
+        self._spent_s = 0.0
+
+    def caches_of(self, member: Member) -> Caches:
+        """A copy of what is computed of it, all that was told."""
+        assert self._flight is not None
+        at = self.members.index(member)
+        row = self._flight.rows[at]
+        caches = [cache.extract(at) for cache in self._caches]
+        unsure = row.slack + len(row.guessed)
+        if unsure:
+            for cache in caches:
+                cache.trim(unsure)
+        return caches
 
     def remove(self, members: Sequence[Member], *, keeps_caches: bool) -> None:
         """They are taken out; `keeps_caches`: to go on later from where they are."""
+        flight = self._flight
+        assert flight is not None
         out = set(map(id, members))
-        rows = [at for at, member in enumerate(self.members) if id(member) not in out]
-        assert self._chosen is not None
+        kept = [at for at, member in enumerate(self.members) if id(member) not in out]
         if keeps_caches:
             for at, member in enumerate(self.members):
                 if id(member) in out:
-                    member.caches = [cache.extract(at) for cache in self._caches]
+                    member.caches = self.caches_of(member)
                     # Of one that was told already the caches have nothing yet: it is read again as a prompt is.
-                    member.chosen = None if member.id in self._told else self._chosen[at : at + 1]
-        self._told.difference_update(member.id for member in members)
-        self.members = [self.members[at] for at in rows]
-        keep_rows(self._caches, rows)
-        if rows:
-            self._chosen = self._chosen[mx.array(rows)]
-            self._asked_for = False
+                    if not flight.rows[at].told:
+                        member.chosen, member.chances = flight.first(at)
+        self.members = [self.members[at] for at in kept]
+        keep_rows(self._caches, kept)
+        if kept:
+            flight.keep(kept)
         else:
-            self._chosen = None
+            self._flight = None
             self._stages = Stages()
 
-    def _ask_for_chosen(self) -> None:
-        if not self._asked_for:
-            self._asked_for = True
-            mx.async_eval(self._chosen, [m.context.state for m in self.members if m.context])
 
-    def _pass(self, members: list[Member], caches: Caches, inputs: mx.array) -> mx.array:
-        """Built, not computed: from the last token of each [members] the next one [members]."""
-        logits = self._model(inputs[:, None], cache=caches)[:, -1, :]
-        if any(member.processors for member in members):
-            rows = []
-            for at, member in enumerate(members):
-                row = logits[at : at + 1]
-                if member.context is not None:
-                    context = member.context.update_and_fetch(inputs[at : at + 1])
-                    for process in member.processors:
-                        row = process(context, row)
-                rows.append(row)
-            logits = mx.concatenate(rows, axis=0)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        sampler = members[0].sampler
-        if all(member.sampler is sampler for member in members):
-            return sampler(logprobs)
-        return mx.concatenate(
-            [member.sampler(logprobs[at : at + 1]) for at, member in enumerate(members)], axis=0
-        )
+def _ahead(member: Member) -> Ahead | None:
+    """Tokens that are known or guessed to follow."""
+    left = member.tokens_max - len(member.tokens) - 1
+    if member.constraint is not None:
+        # What is fed has no chances to tell of.
+        forced = member.constraint.forced() if member.logprobs is None else []
+        return Ahead(forced[:left]) if forced and left > 0 else None
+    if member.guesser is None or left <= 0 or not member.guesser.record.may_guess:
+        return None
+    guessed = member.guesser.guess(member.tokens, min(left, TOKENS_MAX))
+    return Ahead(guessed, member.guesser.record.likely_right) if guessed else None
+
+
+def _told(member: Member, token: int, chances: Chances | None) -> Choice:
+    member.tokens.append(token)
+    if member.constraint is not None:
+        member.constraint.accept([token])
+    return Choice(member.id, token, chances)
+
+
+def _as_ints(tokens: mx.array) -> list[int]:
+    values: list[int] = tokens.tolist()  # type: ignore[assignment]
+    return values

@@ -24,3 +24,15 @@ def keep_rows(caches: Caches, rows: list[int]) -> None:
             cache.filter(rows)
     else:
         caches.clear()
+
+
+def shift_out(caches: Caches, columns: list[int]) -> None:
+    """So many of the last columns of each row go, as if they had never been computed. Of mlx-lm's plain batched caches only."""
+    together = min(columns, default=0)
+    apart = [count - together for count in columns]
+    for cache in caches:
+        if together:
+            cache.trim(together)
+        if any(apart):
+            cache.prepare(lengths=None, right_padding=apart)
+            cache.finalize()

@@ -7,6 +7,7 @@ import msgspec
 
 from mlxsup.protocol.generation import FinishReason, TokenLogprob, ToolCall
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
+from mlxsup.worker.engine.grammar.constraint import Grammar
 
 IsWanted = Callable[[], bool]
 """Whether something has come meanwhile that the caller had better look at first."""
@@ -32,10 +33,11 @@ class Emission(msgspec.Struct, frozen=True):
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A request made ready beside the MLX thread: its prompt in tokens, without those delivered before."""
+    """A request made ready beside the MLX thread: its prompt in tokens, without those delivered before, and its grammar."""
 
     prompt_tokens: list[int]
     request: Generate
+    grammar: Grammar | None = None
 
 
 class Lease(Protocol):

@@ -4,33 +4,48 @@ from typing import Any
 
 import mlx.core as mx
 import msgspec
-from mlx_lm.models.cache import TokenBuffer
 
+from mlxsup.worker.engine.grammar.constraint import Constraint
+from mlxsup.worker.engine.lookup import Lookup
 from mlxsup.worker.engine.sampling import LogitsProcessor, Sampler
 
 Caches = list[Any]
 """One for each layer, of one sequence or of a batch."""
 
 
+class Chances(msgspec.Struct, frozen=True, eq=False):
+    """By the model alone: the logarithm of what was chosen, of shape [1], and the likeliest [top], the first of them first."""
+
+    chosen: mx.array
+    top_tokens: mx.array
+    top: mx.array
+
+
 class Member(msgspec.Struct, eq=False, kw_only=True):
-    """One sequence. Of `tokens`, its prompt and what it was given since, the first `cached` are in the cache.
+    """One sequence. Of `tokens`, its prompt and what it was given since, the first `cached` are in the cache; its answer begins
+    behind `prompt_tokens` of them, and may make them `tokens_max`.
 
     Whoever `reads_first` has its prompt read before answers that are as urgent go on.
 
     `caches` are its own while it is in no batch. `chosen`, of shape [1], is the token behind `tokens` if that is known
-    and not told yet.
+    and not told yet, with its `chances` if it is told of `logprobs`: of the token chosen, and so many of the likeliest.
     """
 
     id: int
     urgency: int
     reads_first: bool = False
     tokens: list[int]
+    prompt_tokens: int
+    tokens_max: int
     sampler: Sampler
     processors: list[LogitsProcessor]
+    constraint: Constraint | None = None
+    guesser: Lookup | None = None
+    logprobs: int | None = None
     cached: int = 0
     caches: Caches
     chosen: mx.array | None = None
-    context: TokenBuffer | None = None
+    chances: Chances | None = None
 
     @property
     def unread(self) -> int:
@@ -47,5 +62,8 @@ class Member(msgspec.Struct, eq=False, kw_only=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
+    """The next token of a sequence; `chances` of one that is told of them."""
+
     id: int
     token: int
+    chances: Chances | None = None

@@ -12,7 +12,8 @@ import mlx.nn as nn
 from mlxsup.worker.engine.caches import extended, keep_rows, merged
 from mlxsup.worker.engine.interface import IsWanted
 from mlxsup.worker.engine.member import Caches, Member
-from mlxsup.worker.engine.stages import Stages, cache_arrays, cache_marks, smoothed
+from mlxsup.worker.engine.smoothing import smoothed
+from mlxsup.worker.engine.stages import Stages, cache_arrays, cache_marks
 
 
 class Prompts:

@@ -7,11 +7,11 @@ position, so neither the rest of the batch nor a restart of the worker changes w
 from collections.abc import Callable
 
 import mlx.core as mx
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, greedy_sampler
+from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
 from mlxsup.protocol.worker_link import Sampling
 
-Sampler = Callable[[mx.array], mx.array]
+Sampler = Callable[[mx.array, int], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 _MASK64 = (1 << 64) - 1
@@ -20,11 +20,14 @@ _TEMPERATURE_MIN = 1e-4
 _TOP_P_MIN = 1e-6
 
 
-def make_sampler(sampling: Sampling, vocabulary_tokens: int, position: int) -> Sampler:
-    """From log probabilities [1, vocabulary] to a token [1]; call it once for each position, in order."""
+def greedy(logprobs: mx.array, _position: int) -> mx.array:
+    """The likeliest token; the only sampler that gives several rows theirs at once."""
+    return mx.argmax(logprobs, axis=-1)
+
+
+def make_sampler(sampling: Sampling, vocabulary_tokens: int) -> Sampler:
+    """From log probabilities [1, vocabulary] and the position in the answer to a token [1]."""
     if sampling.temperature < _TEMPERATURE_MIN:
-        # The one shared function: a batch that is all greedy is sampled in one piece.
-        greedy: Sampler = greedy_sampler
         return greedy
     inverse_temperature = 1.0 / sampling.temperature
     filters: list[Callable[[mx.array], mx.array]] = []
@@ -35,14 +38,11 @@ def make_sampler(sampling: Sampling, vocabulary_tokens: int, position: int) -> S
         filters.append(lambda x: apply_min_p(x, sampling.min_p))
     if 0 < sampling.top_k < vocabulary_tokens:
         filters.append(lambda x: apply_top_k(x, sampling.top_k))
-    next_position = position
 
-    def sample(logprobs: mx.array) -> mx.array:
-        nonlocal next_position
+    def sample(logprobs: mx.array, position: int) -> mx.array:
         for keep_likely in filters:
             logprobs = keep_likely(logprobs)
-        key = mx.array(token_key(sampling.seed, next_position), dtype=mx.uint32)
-        next_position += 1
+        key = mx.array(token_key(sampling.seed, position), dtype=mx.uint32)
         return mx.random.categorical(logprobs * inverse_temperature, key=key)
 
     return sample

@@ -17,7 +17,6 @@ from mlxsup.worker.engine.interface import IsWanted
 # Short against what a person notices, and long against what asking for a stage costs.
 STAGE_S = 0.02
 _UNDER_WAY = 2
-_SMOOTHING = 0.3
 
 
 class Stages:
@@ -59,8 +58,3 @@ def cache_arrays(caches: Sequence[Any]) -> list[mx.array]:
     """All arrays of these caches."""
     leaves: list[tuple[str, Any]] = tree_flatten([cache.state for cache in caches])  # type: ignore[assignment]
     return [leaf for _, leaf in leaves if isinstance(leaf, mx.array)]
-
-
-def smoothed(before_s: float, now_s: float) -> float:
-    """A time that was measured again; `before_s` is 0.0 at the first time."""
-    return now_s if not before_s else before_s + _SMOOTHING * (now_s - before_s)

@@ -8,30 +8,27 @@ import msgspec
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine import loading
 from mlxsup.worker.engine.batch import Batch
-from mlxsup.worker.engine.codec import TextCodec, TokenStream
+from mlxsup.worker.engine.codec import TextCodec
 from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, ReportLoad
+from mlxsup.worker.engine.lookup import Lookup
 from mlxsup.worker.engine.member import Choice, Member
+from mlxsup.worker.engine.outputs.open import open_output
 from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.sampling import make_logits_processors, make_sampler
-from mlxsup.worker.engine.stop_strings import StopStrings
+from mlxsup.worker.engine.sequence import Sequence
 
 # No token of a usual vocabulary stands for more characters; it only saves tokenising what can't fit.
 _CHARS_PER_TOKEN_MAX = 128
 
 
-class _Sequence(msgspec.Struct):
+class _Running(msgspec.Struct):
     """A request in the batch; `cached_tokens` of its prompt were not computed again."""
 
     member: Member
-    stream: TokenStream
-    stops: StopStrings
-    tokens_left: int
-    # Of text that an earlier worker showed and that shows again; nothing is sent twice.
-    skip_chars: int
+    sequence: Sequence
     cached_tokens: int
 
 
@@ -50,8 +47,7 @@ class TextEngine:
         self._model = model
         self._codec = codec
         self._batch = Batch(model, sequences_max=batch_sequences_max, chunk_tokens=prefill_chunk_tokens)
-        self._end_tokens = frozenset(codec.eos_tokens)
-        self._sequences: dict[int, _Sequence] = {}
+        self._running: dict[int, _Running] = {}
         self._parking: Parking[Member] = Parking(parked_bytes_max)
 
     @classmethod
@@ -107,50 +103,46 @@ class TextEngine:
         return self._codec.encode(text, special=request.messages is None)
 
     def submit(self, id: int, prepared: Prepared) -> Emission | None:
-        request = prepared.request
-        prompt, delivered = prepared.prompt_tokens, request.delivered_tokens
-        stream, stops = self._codec.stream(), StopStrings(request.stop)
-        replayed_chars = 0
-        for token in delivered:
-            text, stopped = stops.feed(stream.add(token))
-            replayed_chars += len(text)
-            if stopped:
-                return Emission(id, "", [], FinishReason.STOP)
-        tokens_left = min(request.max_tokens, self.loaded.context_tokens - len(prompt)) - len(delivered)
-        if tokens_left <= 0:
-            return Emission(id, "", [], FinishReason.LENGTH)
-        member = self._member(id, request, prompt)
+        request, prompt = prepared.request, prepared.prompt_tokens
+        delivered = request.delivered_tokens
+        answer_tokens_max = min(request.max_tokens, self.loaded.context_tokens - len(prompt))
+        outputs = open_output(request, self._codec, prompt)
+        sequence = Sequence(id, request, self._codec, outputs, answer_tokens_max - len(delivered))
+        only = sequence.replay(delivered)
+        if only is not None:
+            return only
+        member = self._member(id, prepared, answer_tokens_max)
         self._batch.add(member)
-        self._sequences[id] = _Sequence(
-            member=member,
-            stream=stream,
-            stops=stops,
-            tokens_left=tokens_left,
-            skip_chars=max(0, request.delivered_chars - replayed_chars),
-            cached_tokens=min(member.cached, len(prompt)),
-        )
+        self._running[id] = _Running(member, sequence, min(member.cached, len(prompt)))
         return None
 
-    def _member(self, id: int, request: Generate, prompt: list[int]) -> Member:
+    def _member(self, id: int, prepared: Prepared, answer_tokens_max: int) -> Member:
         """Of what was kept when it gave way, if that is the beginning of it."""
+        request, prompt = prepared.request, prepared.prompt_tokens
         tokens = prompt + request.delivered_tokens
         parked = self._parking.take(id)
         if parked is not None and parked.tokens[: parked.cached] == tokens[: parked.cached]:
             cached, caches = parked.cached, parked.caches
-            chosen = parked.chosen if cached == len(tokens) else None
+            chosen, chances = (parked.chosen, parked.chances) if cached == len(tokens) else (None, None)
         else:
-            cached, caches, chosen = 0, make_prompt_cache(self._model), None
-        position = len(request.delivered_tokens) + (chosen is not None)
+            cached, caches, chosen, chances = 0, make_prompt_cache(self._model), None, None
+        grammar = prepared.grammar
         return Member(
             id=id,
             urgency=request.urgency,
             reads_first=request.reads_first,
             tokens=tokens,
-            sampler=make_sampler(request.sampling, self.loaded.vocabulary_tokens, position),
+            prompt_tokens=len(prompt),
+            tokens_max=len(prompt) + answer_tokens_max,
+            sampler=make_sampler(request.sampling, self.loaded.vocabulary_tokens),
             processors=make_logits_processors(request.sampling, len(prompt)),
+            constraint=None if grammar is None else grammar.start(request.delivered_tokens),
+            guesser=Lookup(),
+            logprobs=request.logprobs,
             cached=cached,
             caches=caches,
             chosen=chosen,
+            chances=chances,
         )
 
     @property
@@ -164,12 +156,11 @@ class TextEngine:
         return self._take_out(id, goes_on=True)
 
     def _take_out(self, id: int, *, goes_on: bool) -> Emission:
-        sequence = self._sequences.pop(id)
-        self._batch.remove([sequence.member], keeps_caches=goes_on)
-        if goes_on and sequence.member.cached:
-            self._parking.put(sequence.member)
-        text, _ = sequence.stops.feed(sequence.stream.flush())
-        return _last(sequence, text + sequence.stops.flush(), [], FinishReason.CANCELLED)
+        running = self._running.pop(id)
+        self._batch.remove([running.member], keeps_caches=goes_on)
+        if goes_on and running.member.cached:
+            self._parking.put(running.member)
+        return _with_cached(running, running.sequence.cut_off())
 
     def forget(self, id: int) -> None:
         self._parking.drop(id)
@@ -187,27 +178,20 @@ class TextEngine:
         choices = self._batch.step(is_wanted)
         if choices is None:
             return None
-        emissions = [self._emission(choice) for choice in choices]
+        by_id: dict[int, list[Choice]] = {}
+        for choice in choices:
+            by_id.setdefault(choice.id, []).append(choice)
+        emissions = []
+        for id, chosen in by_id.items():
+            running = self._running[id]
+            emission = running.sequence.tell(chosen)
+            if emission.finish is not None:
+                emission = _with_cached(running, emission)
+            emissions.append(emission)
         ended = [emission.id for emission in emissions if emission.finish is not None]
         if ended:
-            self._batch.remove([self._sequences.pop(id).member for id in ended])
+            self._batch.remove([self._running.pop(id).member for id in ended])
         return emissions
-
-    def _emission(self, choice: Choice) -> Emission:
-        sequence = self._sequences[choice.id]
-        sequence.tokens_left -= 1
-        if choice.token in self._end_tokens:
-            # The end token itself is neither text nor counted.
-            text, _ = sequence.stops.feed(sequence.stream.flush())
-            return _last(sequence, text + sequence.stops.flush(), [], FinishReason.STOP)
-        text, stopped = sequence.stops.feed(sequence.stream.add(choice.token))
-        if stopped:
-            return _last(sequence, text, [choice.token], FinishReason.STOP)
-        if sequence.tokens_left == 0:
-            rest, stopped = sequence.stops.feed(sequence.stream.flush())
-            text += rest if stopped else rest + sequence.stops.flush()
-            return _last(sequence, text, [choice.token], FinishReason.LENGTH)
-        return Emission(choice.id, _unseen(sequence, text), [choice.token])
 
     def tokenize(self, text: str) -> list[int]:
         context = self.loaded.context_tokens
@@ -224,18 +208,8 @@ class TextEngine:
         return self._codec.decode(tokens)
 
 
-def _last(sequence: _Sequence, text: str, tokens: list[int], finish: FinishReason) -> Emission:
-    return Emission(
-        sequence.member.id, _unseen(sequence, text), tokens, finish, cached_tokens=sequence.cached_tokens
-    )
-
-
-def _unseen(sequence: _Sequence, text: str) -> str:
-    if not sequence.skip_chars:
-        return text
-    seen = min(sequence.skip_chars, len(text))
-    sequence.skip_chars -= seen
-    return text[seen:]
+def _with_cached(running: _Running, emission: Emission) -> Emission:
+    return msgspec.structs.replace(emission, cached_tokens=running.cached_tokens)
 
 
 def _too_long(what: str, context_tokens: int) -> RpcError:

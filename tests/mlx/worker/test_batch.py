@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.llama import Model, ModelArgs
-from mlx_lm.sample_utils import greedy_sampler
 
 from mlxsup.worker.engine import loading, stages
 from mlxsup.worker.engine.batch import Batch
 from mlxsup.worker.engine.member import Member
 from mlxsup.worker.engine.parking import Parking
-from mlxsup.worker.engine.sampling import make_logits_processors, make_sampler
+from mlxsup.worker.engine.sampling import greedy, make_logits_processors, make_sampler
 from tests.fakes.requests import GREEDY
 
 LAYERS = 4
 CHUNK = 16
 ANSWER_TOKENS = 10
+TOKENS_MAX = 1000
 WINDOW = 12
 PROMPT_LENGTHS = (1, 2, 5, 9, 17, 40, 60)
 # Rounding in other company is far below that.
@@ -71,11 +71,14 @@ def prompt(number: int) -> list[int]:
 
 
 def member(model: nn.Module, id: int, *, urgency: int = 2, tokens: list[int] | None = None) -> Member:
+    tokens = prompt(id) if tokens is None else tokens
     return Member(
         id=id,
         urgency=urgency,
-        tokens=prompt(id) if tokens is None else tokens,
-        sampler=greedy_sampler,
+        tokens=tokens,
+        prompt_tokens=len(tokens),
+        tokens_max=len(tokens) + TOKENS_MAX,
+        sampler=greedy,
         processors=[],
         caches=make_prompt_cache(model),
     )
@@ -348,26 +351,28 @@ def test_sampling_and_penalties_are_those_of_the_position_after_giving_way(model
 
     sampling = replace(GREEDY, temperature=1.0, seed=5, repetition_penalty=1.3, presence_penalty=0.5)
 
-    def drawn(id: int, tokens: list[int], position: int, old: Member | None = None) -> Member:
+    def drawn(id: int, tokens: list[int], old: Member | None = None) -> Member:
         return Member(
             id=id,
             urgency=2,
             tokens=tokens,
-            sampler=make_sampler(sampling, 97, position),
+            prompt_tokens=len(prompt(id)),
+            tokens_max=len(prompt(id)) + TOKENS_MAX,
+            sampler=make_sampler(sampling, 97),
             processors=make_logits_processors(sampling, len(prompt(id))),
             caches=make_prompt_cache(model) if old is None else old.caches,
             cached=0 if old is None else old.cached,
             chosen=None if old is None else old.chosen,
         )
 
-    whole = run(make_batch(model), drawn(5, prompt(5), 0))[5]
+    whole = run(make_batch(model), drawn(5, prompt(5)))[5]
     batch = make_batch(model)
-    first = drawn(5, prompt(5), 0)
+    first = drawn(5, prompt(5))
     batch.add(first)
     first_ids(batch, 4)
     batch.remove([first], keeps_caches=True)
     told = first.tokens[len(prompt(5)) :]
-    rest = run(batch, drawn(5, list(first.tokens), len(told) + (first.chosen is not None), first))[5]
+    rest = run(batch, drawn(5, list(first.tokens), first))[5]
 
     assert (told + rest)[:ANSWER_TOKENS] == whole
 

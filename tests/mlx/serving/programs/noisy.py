@@ -22,9 +22,13 @@ from mlxsup.worker.engine.sampling import Sampler
 def add_noise(noise: float) -> None:
     make_plain = text.make_sampler  # type: ignore[attr-defined]
 
-    def make_noisy(sampling: Sampling, vocabulary_tokens: int, position: int) -> Sampler:
-        plain: Sampler = make_plain(sampling, vocabulary_tokens, position)
-        return lambda logprobs: plain(logprobs + mx.random.uniform(-noise, noise, logprobs.shape))
+    def make_noisy(sampling: Sampling, vocabulary_tokens: int) -> Sampler:
+        plain: Sampler = make_plain(sampling, vocabulary_tokens)
+
+        def sample(logprobs: mx.array, position: int) -> mx.array:
+            return plain(logprobs + mx.random.uniform(-noise, noise, logprobs.shape), position)
+
+        return sample
 
     text.make_sampler = make_noisy  # type: ignore[attr-defined]
 
