@@ -1,13 +1,16 @@
 """Text to tokens and back: templates, encoding, and decoding one token at a time."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
 from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers.decoders import DecodeStream
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.generation import ImagePart, Message, TextPart
+from mlxsup.protocol.generation import ImagePart, Message, PastCall, TextPart
+from mlxsup.worker.engine.outputs.dialect import read_dialect
 from mlxsup.worker.engine.template_clock import template_clock
 
 
@@ -31,6 +34,7 @@ class TextCodec:
         # None for a tokenizer in plain Python, which mlx-lm's own detokenizer then decodes.
         self._backend: Any = getattr(tokenizer._tokenizer, "backend_tokenizer", None)  # noqa: SLF001
         self.eos_tokens = tuple(sorted(tokenizer.eos_token_ids))
+        self.dialect = read_dialect(tokenizer)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """`special` adds what the model expects around a text, such as a beginning-of-sequence token."""
@@ -47,12 +51,21 @@ class TextCodec:
     def stream(self) -> TokenStream:
         return _PlainStream(self._tokenizer) if self._backend is None else _FastStream(self._backend)
 
-    def render_chat(self, messages: list[Message], at_unix_s: float | None = None) -> str:
+    def render_chat(
+        self,
+        messages: list[Message],
+        at_unix_s: float | None = None,
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        thinks: bool = True,
+    ) -> str:
         """The prompt that the model's chat template makes of a conversation, at that moment of the wall clock, or now.
 
+        `tools` are shown to the model. Without `thinks` its answer is to begin at once, where the template can say so.
+
         Raises:
-            RpcError: UNSUPPORTED for images or where there is no template, INVALID_PARAMS with the template's
-                own words where it refuses the conversation.
+            RpcError: UNSUPPORTED for images or where there is no template, and for tools where none are known or their
+                calls can't be told from text; INVALID_PARAMS where the template refuses the conversation, in its own words.
         """
         if not self._tokenizer.has_chat_template:
             raise RpcError(
@@ -60,11 +73,17 @@ class TextCodec:
                 "this model has no chat template: use `generate` with a prompt of your own",
                 path="$.messages",
             )
+        options: dict[str, Any] = {}
+        if tools:
+            self._check_tools()
+            options["tools"] = list(tools)
+        if not thinks:
+            options["enable_thinking"] = False
         turns = [_turn(message, index) for index, message in enumerate(messages)]
         try:
             with template_clock(self._tokenizer, at_unix_s):
                 prompt = self._tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True
+                    turns, tokenize=False, add_generation_prompt=True, **options
                 )
                 return str(prompt)
         except TemplateError as error:
@@ -73,6 +92,32 @@ class TextCodec:
                 f"the model's chat template refuses `$.messages`: {error}",
                 path="$.messages",
             ) from None
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            if not tools and not any(message.tool_calls for message in messages):
+                raise
+            raise RpcError(
+                ErrorKind.INVALID_PARAMS,
+                "the model's chat template can't make a prompt of these tools and calls "
+                f"({type(error).__name__}): check the types in `$.tools` and `$.messages`",
+                path="$.tools" if tools else "$.messages",
+            ) from error
+
+    def _check_tools(self) -> None:
+        if self.dialect is None or self.dialect.tools is None:
+            reason = "mlx-lm has no parser for what this model says when it calls one"
+        elif not _knows_tools(self._tokenizer):
+            reason = "this model's chat template doesn't know of any"
+        else:
+            return
+        raise RpcError(ErrorKind.UNSUPPORTED, f"`$.tools`: {reason}", path="$.tools")
+
+
+def _knows_tools(tokenizer: TokenizerWrapper) -> bool:
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        return any("tools" in text for text in template.values())
+    # mlx-lm's own templates, and those of a tokenizer of its own kind, are functions.
+    return not isinstance(template, str) or "tools" in template
 
 
 def _turn(message: Message, index: int) -> dict[str, Any]:
@@ -84,10 +129,33 @@ def _turn(message: Message, index: int) -> dict[str, Any]:
     if message.name is not None:
         turn["name"] = message.name
     if message.tool_calls is not None:
-        turn["tool_calls"] = message.tool_calls
+        turn["tool_calls"] = [
+            _call(call, f"$.messages[{index}].tool_calls[{number}]")
+            for number, call in enumerate(message.tool_calls)
+        ]
     if message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
     return turn
+
+
+def _call(call: PastCall, path: str) -> dict[str, Any]:
+    """With its arguments as the object that templates expect: a client has them from a result, where they are text.
+
+    Raises:
+        RpcError: INVALID_PARAMS where they are the text of none.
+    """
+    try:
+        arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        path += ".function.arguments"
+        raise RpcError(
+            ErrorKind.INVALID_PARAMS, f"`{path}` is not the text of a JSON object", path=path
+        ) from None
+    return {
+        "id": call.id,
+        "type": call.type,
+        "function": {"name": call.function.name, "arguments": arguments},
+    }
 
 
 def _content(message: Message, index: int) -> str:

@@ -15,6 +15,7 @@ from mlxsup.worker.engine.codec import TextCodec
 from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, ReportLoad
 from mlxsup.worker.engine.lookup import Lookup
 from mlxsup.worker.engine.member import Choice, Member
+from mlxsup.worker.engine.outputs.choice import chosen_tools, has_room_to_think
 from mlxsup.worker.engine.outputs.open import open_output
 from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.sampling import make_logits_processors, make_sampler
@@ -91,11 +92,14 @@ class TextEngine:
         return Prepared(tokens, request)
 
     def _prompt_tokens(self, request: Generate) -> list[int]:
+        tools = chosen_tools(request).shown
         if request.prompt_tokens is not None:
             return request.prompt_tokens
         context = self.loaded.context_tokens
         if request.messages is not None:
-            text = self._codec.render_chat(request.messages, request.accepted_unix_s)
+            text = self._codec.render_chat(
+                request.messages, request.accepted_unix_s, tools=tools, thinks=has_room_to_think(request)
+            )
         else:
             text = request.prompt or ""
         if len(text) > context * _CHARS_PER_TOKEN_MAX:

@@ -1,0 +1,55 @@
+"""Which of the tools that a request brings its answer may call, and which it must. Pure."""
+
+from typing import Any
+
+import msgspec
+
+from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.generation import TextFormat
+from mlxsup.protocol.worker_link import Generate
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The model is told of the `shown` tools and may call the `allowed` ones. `required`: it says nothing but a call."""
+
+    shown: list[dict[str, Any]]
+    allowed: list[dict[str, Any]]
+    required: bool = False
+
+
+def chosen_tools(request: Generate) -> Choice:
+    """
+    Raises:
+        RpcError: INVALID_PARAMS for a choice of what there is not, UNSUPPORTED for tools that no chat template tells of.
+    """
+    if request.tools and request.messages is None and request.tool_choice != "none":
+        raise RpcError(
+            ErrorKind.UNSUPPORTED,
+            "`$.tools` belongs to `chat`: a prompt of your own says itself what the model may call",
+            path="$.tools",
+        )
+    names = [tool["function"]["name"] for tool in request.tools]
+    match request.tool_choice:
+        case None | "auto":
+            return Choice(request.tools, request.tools)
+        case "none":
+            return Choice([], [])
+        case "required" if request.tools:
+            return Choice(request.tools, request.tools, required=True)
+        case {"type": "function", "function": {"name": str(name)}} if name in names:
+            return Choice(request.tools, [request.tools[names.index(name)]], required=True)
+    raise RpcError(
+        ErrorKind.INVALID_PARAMS,
+        "`$.tool_choice` is `auto`, `none`, or, where there are tools, `required` or the `function` of one of them",
+        path="$.tool_choice",
+    )
+
+
+def is_format_bound(request: Generate) -> bool:
+    """Whether `response_format` says what the text of the answer is, from its first token on."""
+    return not isinstance(request.format, TextFormat | None)
+
+
+def has_room_to_think(request: Generate) -> bool:
+    """Whether the answer may begin with anything: no grammar holds it."""
+    return not is_format_bound(request) and not chosen_tools(request).required
