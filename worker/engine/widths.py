@@ -1,9 +1,11 @@
 """How many tokens that are known or guessed are fed to the model at once, behind the last of each sequence. Pure.
 
 A pass over several tokens of a sequence takes longer than one over a single token, by what was measured, and gives as many
-tokens as prove right. The whole batch waits for it: it pays if more tokens come in a second than without.
+tokens as prove right. The whole batch waits for it. It pays if the sequences' speeds, all multiplied, grow: what some gain
+then weighs more than what all others lose (proportional fairness: Kelly 1997, Charging and rate control for elastic traffic).
 """
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -12,10 +14,10 @@ from mlxsup.worker.engine.smoothing import smoothed
 
 TOKENS_MAX = 16
 # A gain that noise could undo is none.
-_GAIN_MIN = 1.1
-_RIGHT_FIRST = 0.8
+_GAIN_MIN = 1.05
+_RIGHT_FIRST = 0.6
 _RIGHT_LEAST = 0.5
-_LEARNING = 0.1
+_LEARNING = 0.2
 # So often a sequence whose guesses were wrong may try again, in tokens; and costs are forgotten, in passes.
 _RETRY_TOKENS = 64
 _FORGET = 0.99
@@ -92,11 +94,11 @@ class Widths:
         longest = max((len(ahead.tokens) for ahead in aheads if ahead is not None), default=0)
         if not plain_s:
             return 0
-        best, best_gain = 0, _GAIN_MIN
+        best, best_gain = 0, sequences * math.log(_GAIN_MIN)
         for count in range(1, min(longest, TOKENS_MAX) + 1):
-            tokens = sequences + sum(ahead.gain(count) for ahead in aheads if ahead is not None)
-            wide_s = plain_s + self._token_s * sequences * count
-            gain = (tokens / wide_s) / (sequences / plain_s)
+            slower = 1.0 + self._token_s * sequences * count / plain_s
+            gained = sum(math.log1p(ahead.gain(count)) for ahead in aheads if ahead is not None)
+            gain = gained - sequences * math.log(slower)
             if gain > best_gain:
                 best, best_gain = count, gain
         return best
