@@ -95,14 +95,14 @@ class _Flight(msgspec.Struct):
 class Answers:
     """Each step gives each member a token at least."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, widths: Widths) -> None:
         self._model = model
+        self._widths = widths
         self.members: list[Member] = []
         self._caches: Caches = []
         self._flight: _Flight | None = None
         self._stages = Stages()
         self._is_staged = False
-        self._widths = Widths()
         # On the pass that is under way.
         self._spent_s = 0.0
         # The next tokens may be known, or guessed, and to feed several at once pays.

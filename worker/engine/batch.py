@@ -19,20 +19,23 @@ from mlxsup.worker.engine.interface import IsWanted, Lease
 from mlxsup.worker.engine.member import Choice, Member
 from mlxsup.worker.engine.prompts import Prompts
 from mlxsup.worker.engine.stages import STAGE_S, cache_arrays
+from mlxsup.worker.engine.widths import Widths
 
 # mlx-lm's own bound on prompts that are prefilled together.
 _PREFILL_SEQUENCES_MAX = 8
 
 
 class Batch:
-    def __init__(self, model: nn.Module, *, sequences_max: int, chunk_tokens: int) -> None:
+    def __init__(
+        self, model: nn.Module, *, sequences_max: int, chunk_tokens: int, widths: Widths | None = None
+    ) -> None:
         self.sequences_max = sequences_max
         self.chunk_tokens = chunk_tokens
         self.lease: Lease | None = None
         self._model = model
         self._waiting: list[Member] = []
         self._prompts: dict[int, Prompts] = {}
-        self._answers = Answers(model)
+        self._answers = Answers(model, widths or Widths())
         # Every answer has got a token since a prompt was read.
         self._told = False
         # Taken out, and perhaps not computed yet.

@@ -25,7 +25,9 @@ class Member(msgspec.Struct, eq=False, kw_only=True):
     """One sequence. Of `tokens`, its prompt and what it was given since, the first `cached` are in the cache; its answer begins
     behind `prompt_tokens` of them, and may make them `tokens_max`.
 
-    Whoever `reads_first` has its prompt read before answers that are as urgent go on.
+    Whoever `reads_first` has its prompt read before answers that are as urgent go on. What begins like another one of the same
+    `cache_key` shares what is computed of that, None: with nobody; it `is_lasting` if that is to outlive the worker. Of
+    `tokens` the first `taken` were not computed for it.
 
     `caches` are its own while it is in no batch. `chosen`, of shape [1], is the token behind `tokens` if that is known
     and not told yet, with its `chances` if it is told of `logprobs`: of the token chosen, and so many of the likeliest.
@@ -42,6 +44,9 @@ class Member(msgspec.Struct, eq=False, kw_only=True):
     constraint: Constraint | None = None
     guesser: Lookup | None = None
     logprobs: int | None = None
+    cache_key: str | None = None
+    is_lasting: bool = False
+    taken: int = 0
     cached: int = 0
     caches: Caches
     chosen: mx.array | None = None

@@ -45,8 +45,10 @@ def _bent(spots: Sequence[Spot], logits: mx.array) -> mx.array:
             tokens = mx.array([*member.tokens, *spot.guessed])
             for process in member.processors:
                 row = process(tokens, row)
-        if member.constraint is not None:
-            bits = member.constraint.allowed(member.tokens_max - len(member.tokens))
+        tokens_left = member.tokens_max - len(member.tokens)
+        # Behind the last token that is told a pass is under way already, and what it chooses is nothing.
+        if member.constraint is not None and tokens_left > 0:
+            bits = member.constraint.allowed(tokens_left)
             if bits is not None:
                 row = mx.where(_mask(bits, row.shape[-1]), row, mx.array(-mx.inf, row.dtype))
         rows.append(row)

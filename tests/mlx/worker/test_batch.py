@@ -1,10 +1,12 @@
 """The batch around a model with random weights: who is computed first, and that nothing of it changes a text."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +16,11 @@ from mlx_lm.models.llama import Model, ModelArgs
 
 from mlxsup.worker.engine import loading, stages
 from mlxsup.worker.engine.batch import Batch
-from mlxsup.worker.engine.member import Member
+from mlxsup.worker.engine.lookup import Lookup
+from mlxsup.worker.engine.member import Choice, Member
 from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.sampling import greedy, make_logits_processors, make_sampler
+from mlxsup.worker.engine.widths import Ahead, Widths
 from tests.fakes.requests import GREEDY
 
 LAYERS = 4
@@ -84,8 +88,32 @@ def member(model: nn.Module, id: int, *, urgency: int = 2, tokens: list[int] | N
     )
 
 
+class Eager(Widths):
+    """Whatever is known or guessed is fed, as if it always paid."""
+
+    def choose(self, aheads: Sequence[Ahead | None]) -> int:
+        return max((len(ahead.tokens) for ahead in aheads if ahead is not None), default=0)
+
+
+class Guesser(Lookup):
+    """Knows the text, and is wrong at some of its places."""
+
+    def __init__(self, text: list[int], wrong_one_in: int) -> None:
+        super().__init__()
+        self._text = text
+        self._wrong_one_in = wrong_one_in
+
+    def guess(self, tokens: list[int], count: int) -> list[int]:
+        begin = len(tokens)
+        self.record.right = 0.9
+        return [
+            token + 1 if at % self._wrong_one_in == 0 else token
+            for at, token in enumerate(self._text[begin : begin + count], begin)
+        ]
+
+
 def make_batch(model: nn.Module) -> Batch:
-    return Batch(model, sequences_max=8, chunk_tokens=CHUNK)
+    return Batch(model, sequences_max=8, chunk_tokens=CHUNK, widths=Eager())
 
 
 def never() -> bool:
@@ -286,8 +314,10 @@ def test_who_gives_way_before_anything_of_it_is_read_begins_again(model: nn.Modu
 class Whims:
     """What may happen between any two steps, drawn."""
 
-    def __init__(self, model: nn.Module, seed: int) -> None:
+    def __init__(self, model: nn.Module, seed: int, texts: dict[int, list[int]]) -> None:
         self._model = model
+        # Without texts nothing is guessed.
+        self._texts = texts
         self._rng = random.Random(seed)
         self._batch = make_batch(model)
         self._waiting = list(range(len(PROMPT_LENGTHS)))
@@ -323,6 +353,10 @@ class Whims:
             self._parked.append(out)
 
     def _begin(self, one: Member) -> None:
+        one.tokens_max = PROMPT_LENGTHS[one.id % len(PROMPT_LENGTHS)] + ANSWER_TOKENS
+        if one.id in self._texts and self._rng.random() < 0.7:
+            text = prompt(one.id) + self._texts[one.id]
+            one.guesser = Guesser(text, wrong_one_in=self._rng.randint(2, 9))
         self._running[one.id] = one
         self._batch.add(one)
 
@@ -334,12 +368,12 @@ def models() -> list[tuple[nn.Module, dict[int, list[int]]]]:
 
 
 @settings(max_examples=25)
-@given(seed=st.integers(0, 2**32), kind=st.sampled_from([0, 1]))
-def test_no_order_of_arrivals_interruptions_and_giving_way_changes_a_text(
-    models: list[tuple[nn.Module, dict[int, list[int]]]], seed: int, kind: int
+@given(seed=st.integers(0, 2**32), kind=st.sampled_from([0, 1]), guesses=st.booleans())
+def test_no_order_of_arrivals_interruptions_giving_way_and_guesses_changes_a_text(
+    models: list[tuple[nn.Module, dict[int, list[int]]]], seed: int, kind: int, guesses: bool
 ) -> None:
     model, texts = models[kind]
-    whims = Whims(model, seed)
+    whims = Whims(model, seed, texts if guesses else {})
 
     whims.play()
 
@@ -427,3 +461,83 @@ def test_with_nothing_but_a_prompt_that_waits_a_step_gives_nothing(model: nn.Mod
     assert batch.step(never) == []
     batch.remove([one])
     assert batch.lease.ended == 1
+
+
+@pytest.mark.parametrize("wrong_one_in", [1, 2, 1000])
+def test_guesses_change_no_text_and_right_ones_save_passes(wrong_one_in: int) -> None:
+    model = make_model(sliding=False)
+    members = [member(model, id) for id in (5, 12)]
+    texts = {each.id: alone(model, each.id) for each in members}
+    for each in members:
+        each.guesser = Guesser(prompt(each.id) + texts[each.id], wrong_one_in)
+        each.tokens_max = each.prompt_tokens + ANSWER_TOKENS
+    steps = 0
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    assert run(make_batch(model), *members, is_wanted=count) == texts
+    plain_steps, steps = steps, 0
+    run(make_batch(model), *[member(model, id) for id in (5, 12)], is_wanted=count)
+    assert (plain_steps < steps) == (wrong_one_in > 1)
+
+
+class Forced:
+    """What may be said is known up to the end."""
+
+    def __init__(self, text: list[int]) -> None:
+        self._text = text
+        self._said = 0
+
+    def allowed(self, tokens_left: int) -> npt.NDArray[np.uint32]:
+        assert tokens_left > 0
+        bits = np.zeros(4, dtype=np.uint32)
+        token = self._text[self._said]
+        bits[token // 32] |= np.uint32(1 << token % 32)
+        return bits
+
+    def forced(self) -> list[int]:
+        return self._text[self._said : self._said + 4]
+
+    def matches(self, tokens: Sequence[int]) -> int:
+        raise AssertionError("nobody guesses for it")
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        assert list(tokens) == self._text[self._said : self._said + len(tokens)]
+        self._said += len(tokens)
+
+
+def test_forced_tokens_come_whatever_the_model_would_say_and_the_others_say_what_they_say_alone(
+    model: nn.Module,
+) -> None:
+    said = [(7 * at) % 97 for at in range(1, 40)]
+    bound, free = member(model, 5), member(model, 12)
+    bound.constraint = Forced(said)
+    bound.tokens_max = bound.prompt_tokens + ANSWER_TOKENS
+
+    answers = run(make_batch(model), bound, free)
+
+    assert answers == {5: said[:ANSWER_TOKENS], 12: alone(model, 12)}
+
+
+def test_chances_are_those_of_the_model_alone_whatever_bends_the_choice(model: nn.Module) -> None:
+    batch = make_batch(model)
+    one = member(model, 5)
+    one.processors = [lambda _, logits: logits - 1000.0 * (mx.arange(logits.shape[-1]) == said[0])]
+    one.logprobs = 3
+    said = alone(model, 5)
+    batch.add(one)
+    choices: list[Choice] = []
+    while not choices:
+        choices = batch.step(never) or []
+
+    logits = model(mx.array([prompt(5)]))[0, -1]
+    logprobs = logits - mx.logsumexp(logits)
+    (choice,) = choices
+    assert choice.chances is not None
+    assert choice.token != said[0]
+    assert token_of(choice.chances.top_tokens[0]) == said[0]
+    assert mx.allclose(choice.chances.chosen, logprobs[choice.token], atol=1e-4).item()
+    assert mx.allclose(choice.chances.top, mx.sort(logprobs)[::-1][:3], atol=1e-4).item()
