@@ -92,3 +92,15 @@ def test_a_parser_finds_the_parameters_of_a_tool_that_has_none() -> None:
 
     tools = [{"type": "function", "function": {"name": "h"}}]
     assert CallReader(parse, tools, seed=0, prompt_tokens=[]).read("x")
+
+
+def test_what_would_take_a_parser_too_long_is_not_shown_to_it() -> None:
+    def parse(text: str, tools: object) -> object:
+        return {"name": "f"}
+
+    calls = CallReader(parse, TOOLS, seed=0, prompt_tokens=[])
+    once = "call:f" + "x" * 10_000
+
+    assert calls.read(once)
+    assert calls.read(once * 20) is None
+    assert calls.read("x" * len(once) * 20)

@@ -13,6 +13,11 @@ CALLS_MAX = 128
 # What a message takes in `tool_call_id`.
 CALL_ID_CHARS_MAX = 128
 
+# From each of these the parsers for Gemma 4 and Kimi K3 may look through all that follows. More characters in all would take
+# them minutes, in which nobody is given a token.
+_LOOKED_FROM = ("call:", "<|open|>call")
+LOOKED_AT_CHARS_MAX = 1 << 21
+
 # Mistral's templates refuse ids of any other length and of any other letters; no others are choosy.
 _ID_CHARS = 9
 _ID_LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -33,6 +38,8 @@ class CallReader:
 
     def read(self, body: str) -> list[ToolCall] | None:
         """The calls that it says; None: it says none, or not only calls of the tools that there are."""
+        if len(body) * max(map(body.count, _LOOKED_FROM)) > LOOKED_AT_CHARS_MAX:
+            return None
         try:
             said = self._parse(body, self._tools)
             calls = [self._function(call) for call in (said if isinstance(said, list) else [said])]
