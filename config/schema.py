@@ -162,6 +162,9 @@ class Slo(_Section, frozen=True):
     actions: Annotated[tuple[SloAction, ...], Meta(max_length=16)] = ("event",)
 
 
+AdapterName = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
 class Model(_Section, frozen=True):
     """`[models.NAME]`; with no `source` the name itself is the source."""
 
@@ -175,8 +178,14 @@ class Model(_Section, frozen=True):
     queue_tier_requests_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 384
     queue_client_requests_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
     kv_bytes_max: Annotated[int, Meta(ge=64 * KIB)] | None = None
-    prefill_chunk_tokens: Annotated[int, Meta(ge=16, le=65_536)] = 256
+    prefill_chunk_tokens: Annotated[int, Meta(ge=16, le=65_536)] = 2048
+    prefill_target_s: Annotated[float, Meta(ge=0.01, le=3600.0)] = 0.5
+    prefix_bytes_max: Annotated[int, Meta(ge=0)] | None = None
+    prefix_disk_bytes_max: Annotated[int, Meta(ge=0)] = 2048 * MIB
+    prefix_disk_tokens_min: Annotated[int, Meta(ge=16, le=1_000_000)] = 256
     float32: bool | None = None
+    adapters: dict[AdapterName, Annotated[str, Meta(min_length=1)]] = msgspec.field(default_factory=dict)
+    adapters_bytes_max: Annotated[int, Meta(ge=0)] = 1024 * MIB
     slo: dict[Priority, Slo] = msgspec.field(default_factory=dict)
 
 

@@ -60,7 +60,10 @@ class Hello(_Wire, frozen=True):
 class Load(_Wire, frozen=True):
     """`model_path` is a folder that the supervisor has checked. Bounds are in tokens and bytes.
 
-    `parked_bytes_max` is for the caches of requests that gave way, and go on.
+    `parked_bytes_max` is for the caches of requests that gave way, and go on, `prefix_bytes_max` for those of beginnings that
+    others may share; on the disk they are in `prefix_folder`, None: nowhere. A chunk of a prompt takes about
+    `prefill_target_s`, None: however long. `adapters` are folders by name; so many as
+    `adapters_bytes_max` allows are kept in memory beside those in use.
     """
 
     model_path: str
@@ -72,6 +75,13 @@ class Load(_Wire, frozen=True):
     cache_limit_bytes: int | None
     heartbeat_interval_s: float
     parked_bytes_max: int = 0
+    prefill_target_s: float | None = None
+    prefix_bytes_max: int = 0
+    prefix_folder: str | None = None
+    prefix_disk_bytes_max: int = 0
+    prefix_disk_tokens_min: int = 0
+    adapters: dict[str, str] = {}
+    adapters_bytes_max: int = 0
 
 
 # A confused worker may say anything: no arithmetic with these overflows, and each can be printed.
@@ -145,7 +155,7 @@ class Generate(_Wire, frozen=True):
 
 
 class Generated(_Wire, frozen=True):
-    """`cached_tokens` of the prompt's were not computed again: their cache was kept when it gave way."""
+    """`cached_tokens` of the prompt's were not computed for this request: what they gave was kept from before."""
 
     finish_reason: FinishReason
     prompt_tokens: Count

@@ -10,10 +10,11 @@ import time
 import msgspec
 
 from mlxsup.protocol import worker_link as link
+from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.exit_codes import ExitCode
 from mlxsup.protocol.generation import FinishReason
-from mlxsup.protocol.jsonrpc import encode_result
-from mlxsup.worker.engine.interface import Emission, Engine
+from mlxsup.protocol.jsonrpc import encode_error, encode_result
+from mlxsup.worker.engine.interface import Emission, Engine, Prepared
 from mlxsup.worker.inbox import Command, EndOfInput, Inbox
 from mlxsup.worker.lease import Lease
 from mlxsup.worker.outbox import Outbox
@@ -125,13 +126,15 @@ class BatchLoop:
             return
         delivered = len(ready.prepared.request.delivered_tokens)
         self._running[ready.id] = _Counts(len(ready.prepared.prompt_tokens), delivered)
-        only = (
-            self._engine.submit(ready.id, ready.prepared)
-            if wanted
-            else Emission(ready.id, "", [], FinishReason.CANCELLED)
-        )
+        only = self._submit(ready.id, ready.prepared) if wanted else _cancelled(ready.id)
         if only is not None:
             self._send([only])
+
+    def _submit(self, id: int, prepared: Prepared) -> Emission | None:
+        try:
+            return self._engine.submit(id, prepared)
+        except RpcError as error:
+            return Emission(id, "", [], error=error)
 
     def _cancel(self, id: int, *, goes_on: bool) -> None:
         """An unknown id is one that has just ended: the race is normal."""
@@ -162,7 +165,10 @@ class BatchLoop:
                         emission.logprobs,
                     )
                 )
-            if emission.finish is not None:
+            if emission.error is not None:
+                del self._running[emission.id]
+                answers.append(encode_error(emission.id, emission.error))
+            elif emission.finish is not None:
                 del self._running[emission.id]
                 answer = link.Generated(
                     finish_reason=emission.finish,
@@ -173,3 +179,7 @@ class BatchLoop:
                 answers.append(encode_result(emission.id, answer))
         if deltas or answers:
             self._outbox.send_step(deltas, answers)
+
+
+def _cancelled(id: int) -> Emission:
+    return Emission(id, "", [], FinishReason.CANCELLED)

@@ -40,7 +40,8 @@ class WorkerSource(msgspec.Struct, frozen=True):
 
     `locate` gives the checked model folder or raises RpcError; `hatch` raises OSError; `observe` takes a pid;
     `available` is the memory that the machine has left, in bytes; `weigh` says what the weights take, None if it can't;
-    `lease` is where those who share a GPU get their turns.
+    `lease` is where those who share a GPU get their turns. `prefix_bytes_max` is what a worker may keep of beginnings that
+    others share, in `prefix_folder` on the disk.
     """
 
     locate: Callable[[], Awaitable[Path]]
@@ -49,6 +50,8 @@ class WorkerSource(msgspec.Struct, frozen=True):
     available: Callable[[], int]
     weigh: Weigh
     lease: LeaseDesk = msgspec.field(default_factory=lambda: LeaseDesk("off"))
+    prefix_bytes_max: Callable[[], int] = lambda: 0
+    prefix_folder: Path | None = None
 
 
 class Owner(Protocol):
@@ -301,6 +304,13 @@ class Life:
             wired_limit_bytes=self._config.wired_limit_bytes,
             cache_limit_bytes=self._config.cache_limit_bytes,
             parked_bytes_max=self._config.parked_bytes_max,
+            prefill_target_s=self._model.prefill_target_s,
+            prefix_bytes_max=self._source.prefix_bytes_max(),
+            prefix_folder=None if self._source.prefix_folder is None else str(self._source.prefix_folder),
+            prefix_disk_bytes_max=self._model.prefix_disk_bytes_max,
+            prefix_disk_tokens_min=self._model.prefix_disk_tokens_min,
+            adapters={name: str(Path(folder).expanduser()) for name, folder in self._model.adapters.items()},
+            adapters_bytes_max=self._model.adapters_bytes_max,
             heartbeat_interval_s=self._config.heartbeat_interval_s,
         )
 

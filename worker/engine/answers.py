@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence
 
 import mlx.core as mx
-import mlx.nn as nn
 import msgspec
 from mlx_lm.models.cache import BatchKVCache
 
+from mlxsup.protocol.errors import RpcError
 from mlxsup.worker.engine.caches import extended, keep_rows, merged, shift_out
+from mlxsup.worker.engine.forward import Forward
 from mlxsup.worker.engine.interface import IsWanted
 from mlxsup.worker.engine.member import Caches, Chances, Choice, Member
 from mlxsup.worker.engine.picking import Spot, pick
@@ -95,8 +96,8 @@ class _Flight(msgspec.Struct):
 class Answers:
     """Each step gives each member a token at least."""
 
-    def __init__(self, model: nn.Module, widths: Widths) -> None:
-        self._model = model
+    def __init__(self, forward: Forward, widths: Widths) -> None:
+        self._forward = forward
         self._widths = widths
         self.members: list[Member] = []
         self._caches: Caches = []
@@ -113,7 +114,7 @@ class Answers:
         """Read the last token of their prompts, and tell the first of their answers."""
         caches = merged(members)
         last = mx.array([[member.tokens[-1]] for member in members])
-        logits = self._model(last, cache=caches)[:, -1, :]
+        logits = self._forward(members, last, caches)[:, -1, :]
         picks, chances = pick([Spot(member) for member in members], logits)
         for member in members:
             member.cached = len(member.tokens)
@@ -171,7 +172,7 @@ class Answers:
 
     def _pass(self, inputs: mx.array) -> mx.array:
         """Logits [members, columns, vocabulary], under way, of inputs [members, columns]."""
-        logits: mx.array = self._model(inputs, cache=self._caches)
+        logits = self._forward(self.members, inputs, self._caches)
         marks = cache_marks(self._caches, self.step_s)
         self._is_staged = bool(marks)
         self._stages = Stages(marks)
@@ -246,6 +247,10 @@ class Answers:
             self._widths.learn(len(flight.rows), flight.columns, self._spent_s)
         self._spent_s = 0.0
 
+    def place_of(self, member: Member) -> tuple[Caches, int]:
+        """The caches of all of them, and its row."""
+        return self._caches, self.members.index(member)
+
     def caches_of(self, member: Member) -> Caches:
         """A copy of what is computed of it, all that was told."""
         assert self._flight is not None
@@ -285,7 +290,7 @@ def _ahead(member: Member) -> Ahead | None:
     left = member.tokens_max - len(member.tokens) - 1
     if member.constraint is not None:
         # What is fed has no chances to tell of.
-        forced = member.constraint.forced() if member.logprobs is None else []
+        forced = member.constraint.forced() if member.logprobs is None and member.failure is None else []
         return Ahead(forced[:left]) if forced and left > 0 else None
     if member.guesser is None or left <= 0 or not member.guesser.record.may_guess:
         return None
@@ -295,8 +300,11 @@ def _ahead(member: Member) -> Ahead | None:
 
 def _told(member: Member, token: int, chances: Chances | None) -> Choice:
     member.tokens.append(token)
-    if member.constraint is not None:
-        member.constraint.accept([token])
+    if member.constraint is not None and member.failure is None:
+        try:
+            member.constraint.accept([token])
+        except RpcError as error:
+            member.failure = error
     return Choice(member.id, token, chances)
 
 

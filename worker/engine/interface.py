@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import FinishReason, TokenLogprob, ToolCall
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine.grammar.constraint import Grammar
@@ -19,7 +20,7 @@ ReportLoad = Callable[[str, int, int], None]
 class Emission(msgspec.Struct, frozen=True):
     """What one step gave to one sequence; `finish` and `cached_tokens` are set on its last emission.
 
-    `logprobs` has one for each token, if they were asked for.
+    `logprobs` has one for each token, if they were asked for. With an `error` it ends, and is answered with that.
     """
 
     id: int
@@ -30,6 +31,7 @@ class Emission(msgspec.Struct, frozen=True):
     reasoning: str = ""
     tool_calls: list[ToolCall] = []
     logprobs: list[TokenLogprob] = []
+    error: RpcError | None = None
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -67,7 +69,10 @@ class Engine(Protocol):
         ...
 
     def submit(self, id: int, prepared: Prepared) -> Emission | None:
-        """Take a sequence into the batch; its only emission, if what was delivered before completes it."""
+        """Take a sequence into the batch; its only emission, if what was delivered before completes it.
+
+        Raises RpcError where something that it names can't be had.
+        """
         ...
 
     def cancel(self, id: int) -> Emission:

@@ -5,6 +5,7 @@ from typing import Any
 import mlx.core as mx
 import msgspec
 
+from mlxsup.protocol.errors import RpcError
 from mlxsup.worker.engine.grammar.constraint import Constraint
 from mlxsup.worker.engine.lookup import Lookup
 from mlxsup.worker.engine.sampling import LogitsProcessor, Sampler
@@ -31,6 +32,8 @@ class Member(msgspec.Struct, eq=False, kw_only=True):
 
     `caches` are its own while it is in no batch. `chosen`, of shape [1], is the token behind `tokens` if that is known
     and not told yet, with its `chances` if it is told of `logprobs`: of the token chosen, and so many of the likeliest.
+
+    With a `failure` its constraint has no more to say, and it has to be taken out.
     """
 
     id: int
@@ -44,6 +47,8 @@ class Member(msgspec.Struct, eq=False, kw_only=True):
     constraint: Constraint | None = None
     guesser: Lookup | None = None
     logprobs: int | None = None
+    adapter: str | None = None
+    failure: RpcError | None = None
     cache_key: str | None = None
     is_lasting: bool = False
     taken: int = 0

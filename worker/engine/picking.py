@@ -6,6 +6,8 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 
+from mlxsup.protocol.errors import RpcError
+from mlxsup.worker.engine.grammar.constraint import Constraint
 from mlxsup.worker.engine.member import Chances, Member
 from mlxsup.worker.engine.sampling import greedy
 
@@ -45,14 +47,25 @@ def _bent(spots: Sequence[Spot], logits: mx.array) -> mx.array:
             tokens = mx.array([*member.tokens, *spot.guessed])
             for process in member.processors:
                 row = process(tokens, row)
-        tokens_left = member.tokens_max - len(member.tokens)
-        # Behind the last token that is told a pass is under way already, and what it chooses is nothing.
-        if member.constraint is not None and tokens_left > 0:
-            bits = member.constraint.allowed(tokens_left)
-            if bits is not None:
-                row = mx.where(_mask(bits, row.shape[-1]), row, mx.array(-mx.inf, row.dtype))
+        if member.constraint is not None:
+            row = _allowed(member, member.constraint, row)
         rows.append(row)
     return mx.concatenate(rows, axis=0)
+
+
+def _allowed(member: Member, constraint: Constraint, row: mx.array) -> mx.array:
+    tokens_left = member.tokens_max - len(member.tokens)
+    # Behind the last token that is told a pass is under way already, and what it chooses is nothing.
+    if tokens_left <= 0 or member.failure is not None:
+        return row
+    try:
+        bits = constraint.allowed(tokens_left)
+    except RpcError as error:
+        member.failure = error
+        return row
+    if bits is None:
+        return row
+    return mx.where(_mask(bits, row.shape[-1]), row, mx.array(-mx.inf, row.dtype))
 
 
 def _mask(bits: np.ndarray, vocabulary: int) -> mx.array:

@@ -7,27 +7,29 @@ pass. The numbers are the same.
 import time
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlxsup.worker.engine.caches import extended, keep_rows, merged
+from mlxsup.worker.engine.forward import Forward
 from mlxsup.worker.engine.interface import IsWanted
 from mlxsup.worker.engine.member import Caches, Member
-from mlxsup.worker.engine.smoothing import smoothed
+from mlxsup.worker.engine.pace import Pace
 from mlxsup.worker.engine.stages import Stages, cache_arrays, cache_marks
 
 
 class Prompts:
     """Of one turn. Each member has more than one token to read: the last one gives the first of the answer."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, forward: Forward, pace: Pace, turn: int) -> None:
+        self._forward = forward
+        self._pace = pace
+        self.turn = turn
         self.members: list[Member] = []
         self._caches: Caches = []
         # Of the pass that is being computed: the tokens of each member, and the time that was spent on it.
         self._reads: list[int] = []
         self._stages = Stages()
         self._spent_s = 0.0
-        self.seconds_per_token = 0.0
+        self._chunk_tokens = 0
 
     @property
     def is_put_aside(self) -> bool:
@@ -56,7 +58,7 @@ class Prompts:
             mx.clear_cache()
             computed = max(self._reads) * len(self._reads)
             self._spent_s += time.monotonic() - began_s
-            self.seconds_per_token = smoothed(self.seconds_per_token, self._spent_s / computed)
+            self._pace.learn(computed, self._spent_s, self._chunk_tokens)
             self._spent_s = 0.0
             for member, tokens in zip(self.members, self._reads, strict=True):
                 member.cached += tokens
@@ -66,6 +68,7 @@ class Prompts:
         return over
 
     def _build(self, chunk_tokens: int) -> None:
+        self._chunk_tokens = chunk_tokens
         self._reads = [min(chunk_tokens, member.unread - 1) for member in self.members]
         longest = max(self._reads)
         padding = [longest - tokens for tokens in self._reads]
@@ -77,12 +80,20 @@ class Prompts:
         if padded:
             for cache in self._caches:
                 cache.prepare(lengths=list(self._reads), right_padding=padding)
-        self._model(mx.array(rows), cache=self._caches)
+        self._forward(self.members, mx.array(rows), self._caches)
         if padded:
             for cache in self._caches:
                 cache.finalize()
         computed = longest * len(rows)
-        self._stages = Stages(cache_marks(self._caches, self.seconds_per_token * computed))
+        self._stages = Stages(cache_marks(self._caches, self._pace.seconds_per_token * computed))
+
+    def place_of(self, member: Member) -> tuple[Caches, int]:
+        """The caches of all of them, and its row."""
+        return self._caches, self.members.index(member)
+
+    def cached_then(self, member: Member) -> int:
+        """So many of its tokens are in the caches once the pass that has begun is computed."""
+        return member.cached + (self._reads[self.members.index(member)] if self._reads else 0)
 
     def take_read(self) -> list[Member]:
         """Those of whose prompts only the last token is left, with their caches."""

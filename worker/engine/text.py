@@ -10,6 +10,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine import loading
+from mlxsup.worker.engine.adapters.adapters import Adapters
 from mlxsup.worker.engine.batch import Batch
 from mlxsup.worker.engine.codec import TextCodec
 from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, ReportLoad
@@ -39,17 +40,20 @@ class TextEngine:
         model: nn.Module,
         codec: TextCodec,
         loaded: Loaded,
-        *,
-        batch_sequences_max: int,
-        prefill_chunk_tokens: int,
-        parked_bytes_max: int,
+        order: Load,
     ) -> None:
         self.loaded = loaded
         self._model = model
         self._codec = codec
-        self._batch = Batch(model, sequences_max=batch_sequences_max, chunk_tokens=prefill_chunk_tokens)
+        self._adapters = Adapters(model, order.adapters, order.adapters_bytes_max)
+        self._batch = Batch(
+            model,
+            sequences_max=order.batch_sequences_max,
+            chunk_tokens=order.prefill_chunk_tokens,
+            routes=self._adapters.routes,
+        )
         self._running: dict[int, _Running] = {}
-        self._parking: Parking[Member] = Parking(parked_bytes_max)
+        self._parking: Parking[Member] = Parking(order.parked_bytes_max)
 
     @classmethod
     def load(cls, order: Load, report: ReportLoad) -> "TextEngine":
@@ -68,14 +72,7 @@ class TextEngine:
             load_s=time.monotonic() - started_s,
             kv_bytes_per_token=loading.kv_bytes_per_token(model),
         )
-        return cls(
-            model,
-            codec,
-            loaded,
-            batch_sequences_max=order.batch_sequences_max,
-            prefill_chunk_tokens=order.prefill_chunk_tokens,
-            parked_bytes_max=order.parked_bytes_max,
-        )
+        return cls(model, codec, loaded, order)
 
     def prepare(self, request: Generate) -> Prepared:
         tokens = self._prompt_tokens(request)
@@ -89,6 +86,7 @@ class TextEngine:
         vocabulary = self.loaded.vocabulary_tokens
         _check_tokens(tokens, vocabulary, "$.prompt_tokens")
         _check_tokens(list(request.sampling.logit_bias), vocabulary, "$.logit_bias")
+        self._adapters.check(request.adapter)
         return Prepared(tokens, request)
 
     def _prompt_tokens(self, request: Generate) -> list[int]:
@@ -115,6 +113,8 @@ class TextEngine:
         only = sequence.replay(delivered)
         if only is not None:
             return only
+        in_use = {running.member.adapter for running in self._running.values()}
+        self._adapters.need(request.adapter, in_use)
         member = self._member(id, prepared, answer_tokens_max)
         self._batch.add(member)
         self._running[id] = _Running(member, sequence, min(member.cached, len(prompt)))
@@ -143,6 +143,7 @@ class TextEngine:
             constraint=None if grammar is None else grammar.start(request.delivered_tokens),
             guesser=Lookup(),
             logprobs=request.logprobs,
+            adapter=request.adapter,
             cached=cached,
             caches=caches,
             chosen=chosen,
@@ -193,8 +194,14 @@ class TextEngine:
                 emission = _with_cached(running, emission)
             emissions.append(emission)
         ended = [emission.id for emission in emissions if emission.finish is not None]
-        if ended:
-            self._batch.remove([self._running.pop(id).member for id in ended])
+        failed = [
+            id
+            for id, running in self._running.items()
+            if running.member.failure is not None and id not in ended
+        ]
+        emissions += [Emission(id, "", [], error=self._running[id].member.failure) for id in failed]
+        if ended or failed:
+            self._batch.remove([self._running.pop(id).member for id in ended + failed])
         return emissions
 
     def tokenize(self, text: str) -> list[int]:
