@@ -96,13 +96,22 @@ def native(as_json: bool, check: bool, seed: int, **sizes: int) -> None:
 @main.command()
 @_common
 @click.option("--seconds", default=30.0, show_default=True, help="How long each state is watched.")
-def idle(as_json: bool, check: bool, seed: int, seconds: float) -> None:
-    """What a supervisor costs that has nothing to do: memory and processor time."""
-    from scripts.benchmarks.idle_cost import measure_idle
+@click.option(
+    "--crash-loops",
+    default=3,
+    type=click.IntRange(0),
+    show_default=True,
+    help="At the usual pace, until a model is given up.",
+)
+def idle(as_json: bool, check: bool, seed: int, seconds: float, crash_loops: int) -> None:
+    """What a supervisor costs that has nothing useful to do: memory and processor time."""
+    from scripts.benchmarks.idle_cost import measure_crash_loops, measure_idle
     from scripts.benchmarks.report import Report
 
     report = Report("idle", seed)
     report.add(measure_idle(seconds, report.say))
+    if crash_loops:
+        report.add(measure_crash_loops(crash_loops, report.say))
     report.close(as_json=as_json, check=check)
 
 

@@ -108,12 +108,20 @@ def test_native_compares_both_sides_of_the_bridge() -> None:
         assert gain["ratio"]["median"] == pytest.approx(gain["bridged"]["median"] / gain["without"]["median"])
 
 
-def test_idle_looks_at_a_supervisor_with_and_without_a_model() -> None:
-    sections = _bench_json("idle", "--seconds", "0.5")
+def test_idle_looks_at_a_supervisor_without_a_model_with_one_and_with_one_that_dies_until_it_is_given_up() -> (
+    None
+):
+    sections = _bench_json("idle", "--seconds", "0.5", "--crash-loops", "1")
 
     before, loaded = sections["idle"]["figures"]
     assert before["worker_resident_mb"] is None
     assert loaded["worker_resident_mb"] > before["resident_mb"] > 1
+    (loop,) = sections["crash_loops"]["figures"]
+    assert loop["deaths"] == 6
+    assert 0 < loop["processor_s"] < loop["seconds"]
+    assert loop["processor_percent"] == pytest.approx(100 * loop["processor_s"] / loop["seconds"])
+    (goal,) = sections["crash_loops"]["goals"]
+    assert goal["value"] == pytest.approx(loop["processor_percent"])
 
 
 def test_mixed_has_both_kinds_of_requests_alone_and_together_and_loses_none() -> None:
