@@ -164,13 +164,33 @@ def test_what_is_no_call_in_a_header_is_text() -> None:
     assert split("to=g|<call>what</call>", HEADED) == Piece("<call>what</call>")
 
 
-def test_a_call_may_be_as_long_as_its_bound_and_no_longer() -> None:
-    head, tail = '{"name": "f", "arguments": {"a": "', '"}}'
-    longest = head + "x" * (CALL_CHARS_MAX - len(head) - len(tail)) + tail
+def test_a_call_may_be_as_long_as_its_bound_and_no_longer_however_it_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(split_module, "CALL_CHARS_MAX", 50)
+    longest = '{"name": "f", "arguments": {"a": "xxxxxxxxxxxxx"}}'
+    assert len(longest) == 50
 
-    assert [call[0] for call in said(split([f"<tool_call>{longest}</tool_call>"]))] == ["f"]
-    for said_too_much in (f"<tool_call> {longest}</tool_call>", f"<tool_call>{longest} and so on"):
-        assert split([said_too_much]) == Piece(said_too_much)
+    for pieces in ([f"<tool_call>{longest}</tool_call>"], f"<tool_call>{longest}</tool_call>"):
+        assert said(split(pieces)) == [("f", {"a": "x" * 13})]
+    for too_much in (f"<tool_call> {longest}</tool_call>", f"<tool_call>{longest} and so on, and on"):
+        assert split([too_much]) == split(too_much) == Piece(too_much)
+
+
+def test_as_many_end_markers_as_the_bound_may_stand_in_a_string() -> None:
+    def call(markers: int) -> str:
+        return f'<tool_call>{{"name": "f", "arguments": {{"a": "{"</tool_call>" * markers}"}}}}</tool_call>'
+
+    most = call(END_MARKERS_IN_STRINGS_MAX)
+    assert said(split([most])) == [("f", {"a": "</tool_call>" * END_MARKERS_IN_STRINGS_MAX})]
+    too_many = call(END_MARKERS_IN_STRINGS_MAX + 1)
+    assert split([too_many]) == Piece(too_many)
+
+
+def test_behind_the_first_end_marker_of_what_is_no_call_the_answer_is_looked_at_anew() -> None:
+    broken = '<tool_call>{"name": "f", "arguments": {"a": "}}</tool_call>'
+
+    assert split(f"{broken}<think>hm</think></tool_call>ok") == Piece(f"{broken}</tool_call>ok", "hm")
 
 
 def test_of_an_endless_call_no_more_is_held_back_than_the_bound() -> None:
