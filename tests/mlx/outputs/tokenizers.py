@@ -1,7 +1,11 @@
-"""Tokenizers of bytes with markers and chat templates of their own, as folders that mlx-lm reads."""
+"""Tokenizers of bytes with markers and chat templates of their own, as folders that mlx-lm reads, also with a model."""
 
+import json
 from pathlib import Path
 
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
@@ -67,3 +71,24 @@ def make_codec(folder: Path, template: str, markers: tuple[str, ...] = MARKERS) 
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return TextCodec(load_codec_tokenizer(folder, {}))
+
+
+def make_folder(folder: Path, template: str, markers: tuple[str, ...] = MARKERS) -> Path:
+    """A Llama of random weights, with such a tokenizer."""
+    make_codec(folder, template, markers)
+    config = {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 288,
+        "max_position_embeddings": 2048,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    model = llama.Model(llama.ModelArgs.from_dict(config))
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+    return folder
