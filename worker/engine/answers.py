@@ -22,6 +22,7 @@ from mlxsup.worker.engine.forward import Forward
 from mlxsup.worker.engine.interface import IsWanted
 from mlxsup.worker.engine.member import Caches, Chances, Choice, Member
 from mlxsup.worker.engine.picking import Spot, pick
+from mlxsup.worker.engine.quantised import QuantisedCache
 from mlxsup.worker.engine.smoothing import smoothed
 from mlxsup.worker.engine.stages import Stages, cache_marks
 from mlxsup.worker.engine.widths import TOKENS_MAX, Ahead, Widths
@@ -234,7 +235,7 @@ class Answers:
 
     def _aheads(self) -> list[Ahead | None]:
         """What could be fed behind the last token that was told of each."""
-        if not all(isinstance(cache, BatchKVCache) for cache in self._caches):
+        if not all(isinstance(cache, BatchKVCache | QuantisedCache) for cache in self._caches):
             # From the others nothing can be taken back.
             return [None] * len(self.members)
         return [_ahead(member) for member in self.members]

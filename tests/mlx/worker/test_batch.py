@@ -16,12 +16,11 @@ from mlx_lm.models.llama import Model, ModelArgs
 
 from mlxsup.worker.engine import loading, stages
 from mlxsup.worker.engine.batch import Batch
-from mlxsup.worker.engine.lookup import Lookup
 from mlxsup.worker.engine.member import Choice, Member
 from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.sampling import greedy, make_logits_processors, make_sampler
-from mlxsup.worker.engine.widths import Ahead, Widths
 from tests.fakes.requests import GREEDY
+from tests.mlx.worker.guessing import Eager, Guesser
 
 LAYERS = 4
 CHUNK = 16
@@ -86,30 +85,6 @@ def member(model: nn.Module, id: int, *, urgency: int = 2, tokens: list[int] | N
         processors=[],
         caches=make_prompt_cache(model),
     )
-
-
-class Eager(Widths):
-    """Whatever is known or guessed is fed, as if it always paid."""
-
-    def choose(self, aheads: Sequence[Ahead | None]) -> int:
-        return max((len(ahead.tokens) for ahead in aheads if ahead is not None), default=0)
-
-
-class Guesser(Lookup):
-    """Knows the text, and is wrong at some of its places."""
-
-    def __init__(self, text: list[int], wrong_one_in: int) -> None:
-        super().__init__()
-        self._text = text
-        self._wrong_one_in = wrong_one_in
-
-    def guess(self, tokens: list[int], count: int) -> list[int]:
-        begin = len(tokens)
-        self.record.right = 0.9
-        return [
-            token + 1 if at % self._wrong_one_in == 0 else token
-            for at, token in enumerate(self._text[begin : begin + count], begin)
-        ]
 
 
 def make_batch(model: nn.Module) -> Batch:
@@ -500,9 +475,6 @@ class Forced:
 
     def forced(self) -> list[int]:
         return self._text[self._said : self._said + 4]
-
-    def matches(self, tokens: Sequence[int]) -> int:
-        raise AssertionError("nobody guesses for it")
 
     def accept(self, tokens: Sequence[int]) -> None:
         assert list(tokens) == self._text[self._said : self._said + len(tokens)]

@@ -24,10 +24,6 @@ class Constraint(Protocol):
 
     def accept(self, tokens: Sequence[int]) -> None: ...
 
-    def matches(self, tokens: Sequence[int]) -> int:
-        """So many of these may come next in turn."""
-        ...
-
 
 class Grammar(Protocol):
     """Compiled once, for all sequences that it binds."""
