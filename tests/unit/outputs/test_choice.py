@@ -78,3 +78,12 @@ def test_a_prompt_of_the_clients_own_takes_no_tools() -> None:
     assert (refused.value.kind, refused.value.data.path) == (ErrorKind.UNSUPPORTED, "$.tools")
     assert chosen_tools(request(messages=None, prompt="x", tool_choice="none")).shown == []
     assert chosen_tools(request(messages=None, prompt="x", tools=[])).shown == []
+
+
+def test_tools_and_a_format_do_not_go_together() -> None:
+    with pytest.raises(RpcError) as refused:
+        chosen_tools(request(format=JsonObjectFormat()))
+
+    assert (refused.value.kind, refused.value.data.path) == (ErrorKind.UNSUPPORTED, "$.tools")
+    assert chosen_tools(request(format=JsonObjectFormat(), tool_choice="none")).shown == []
+    assert chosen_tools(request(format=TextFormat())).shown == TOOLS

@@ -20,14 +20,11 @@ class Choice(msgspec.Struct, frozen=True):
 def chosen_tools(request: Generate) -> Choice:
     """
     Raises:
-        RpcError: INVALID_PARAMS for a choice of what there is not, UNSUPPORTED for tools that no chat template tells of.
+        RpcError: INVALID_PARAMS for a choice of what there is not, UNSUPPORTED for tools that no chat template tells of, or
+            that a format forbids to call.
     """
-    if request.tools and request.messages is None and request.tool_choice != "none":
-        raise RpcError(
-            ErrorKind.UNSUPPORTED,
-            "`$.tools` belongs to `chat`: a prompt of your own says itself what the model may call",
-            path="$.tools",
-        )
+    if request.tools and request.tool_choice != "none":
+        _check_room(request)
     names = [tool["function"]["name"] for tool in request.tools]
     match request.tool_choice:
         case None | "auto":
@@ -43,6 +40,18 @@ def chosen_tools(request: Generate) -> Choice:
         "`$.tool_choice` is `auto`, `none`, or, where there are tools, `required` or the `function` of one of them",
         path="$.tool_choice",
     )
+
+
+def _check_room(request: Generate) -> None:
+    if request.messages is None:
+        reason = "belong to `chat`: a prompt of your own says itself what the model may call"
+    elif is_format_bound(request):
+        reason = (
+            "leave no room for `$.response_format`, which allows one text and no calls: ask for one of both"
+        )
+    else:
+        return
+    raise RpcError(ErrorKind.UNSUPPORTED, f"`$.tools` {reason}", path="$.tools")
 
 
 def is_format_bound(request: Generate) -> bool:
