@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from mlxsup.protocol.generation import Priority
+from mlxsup.protocol.service import EMBED_INPUTS_MAX
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -37,6 +38,7 @@ class Server(_Section, frozen=True):
     results_kept_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 256
     results_kept_bytes_max: Annotated[int, Meta(ge=0)] = 16 * MIB
     result_kept_s: Seconds = 300.0
+    embed_inputs_max: Annotated[int, Meta(ge=1, le=EMBED_INPUTS_MAX)] = 256
     drain_s: Seconds = 30.0
     log_lines_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
     log_flush_s: Seconds = 2.0

@@ -1,12 +1,12 @@
 """What supervisor and worker say to each other: JSON-RPC 2.0, one frame a line, internal to mlxsup.
 
-The supervisor sends requests `load`, `generate`, `tokenize`, `detokenize` and notifications `cancel`, `tune`,
+The supervisor sends requests `load`, `generate`, `embed`, `tokenize`, `detokenize` and notifications `cancel`, `tune`,
 `lease/grant`, `shutdown`. The worker answers, and sends notifications `hello` (once, first), `progress` (of a load),
 `step` (text that sequences have gained), `heartbeat`, and, if it is told to by `tune`, `lease/ask` before it reads a chunk
 of a prompt and `lease/done` behind it. Of one sequence every `step` comes before its answer.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,7 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 
 LOAD = "load"
 GENERATE = "generate"
+EMBED = "embed"
 TOKENIZE = "tokenize"
 DETOKENIZE = "detokenize"
 CANCEL = "cancel"
@@ -154,13 +155,38 @@ class Generate(_Wire, frozen=True):
     delivered_tool_calls: int = 0
 
 
+class Embed(_Wire, frozen=True):
+    """A vector for each of `texts`, of length 1 with `normalize`. `urgency` and `reads_first` are as those of a `Generate`,
+    beside which it waits and is computed. `is_list` says how the client gave the texts.
+    """
+
+    texts: list[str]
+    normalize: bool = True
+    is_list: bool = True
+    urgency: Annotated[int, Meta(ge=0, le=3)] = URGENCY_NORMAL
+    reads_first: bool = False
+
+    # It is answered with none.
+    max_tokens: ClassVar[int] = 0
+
+    def path(self, index: int) -> str:
+        """Of a text, as the client knows it."""
+        return f"$.input[{index}]" if self.is_list else "$.input"
+
+
+Order = Generate | Embed
+
+
 class Generated(_Wire, frozen=True):
-    """`cached_tokens` of the prompt's were not computed for this request: what they gave was kept from before."""
+    """`cached_tokens` of the prompt's were not computed for this request: what they gave was kept from before. `embeddings`
+    answer an `Embed` that was not cancelled: of each text a JSON array of numbers.
+    """
 
     finish_reason: FinishReason
     prompt_tokens: Count
     completion_tokens: Count
     cached_tokens: Count = 0
+    embeddings: list[msgspec.Raw] = []
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):

@@ -62,6 +62,7 @@ async def open_supervisor(setting: Setting) -> AsyncIterator[Service]:
             nursery,
             witness=recorder,
             quarantined=await trio.to_thread.run_sync(_known_quarantined, book),
+            prefix_folder=setting.state / "prefixes",
         )
         panicked = await _panicked(setting.config.recovery)
         if panicked:

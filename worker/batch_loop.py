@@ -54,6 +54,7 @@ class BatchLoop:
         while True:
             idle = not self._running
             if idle:
+                self._engine.rest(self._inbox.has_items)
                 self._vitals.advance("idle", self._steps)
             end = self._take(wait=idle)
             # What arrived together begins together: one prefill of several prompts costs far less than several.

@@ -149,6 +149,9 @@ class NullEngine:
         cached = self._running.pop(id).cached_tokens
         return Emission(id, "", [], FinishReason.CANCELLED, cached)
 
+    def rest(self, is_wanted: IsWanted) -> None:
+        pass
+
     def forget(self, id: int) -> None:
         self._timed.forget(id)
 

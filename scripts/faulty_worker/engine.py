@@ -121,6 +121,9 @@ class FaultyEngine:
 
     give_way = cancel
 
+    def rest(self, is_wanted: IsWanted) -> None:
+        pass
+
     def forget(self, id: int) -> None:
         """Nothing is kept."""
 

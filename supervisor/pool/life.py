@@ -130,9 +130,10 @@ class Life:
 
     # As the port of requests to the worker:
 
-    def generate(self, id: int, order: link.Generate) -> None:
+    def start(self, id: int, order: link.Order) -> None:
         assert self.worker is not None
-        self.worker.send_request(id, link.GENERATE, order)
+        method = link.EMBED if isinstance(order, link.Embed) else link.GENERATE
+        self.worker.send_request(id, method, order)
         self._output.grant(id, order)
         self._watch.watchdog.note_sent(trio.current_time())
 
@@ -353,6 +354,8 @@ class Life:
 
     def _take_answer(self, id: int, answer: link.Generated | RpcError) -> None:
         self._watch.watchdog.note_answer(trio.current_time())
+        if self._output.is_other_than_asked(id, answer):
+            raise LinkFaultError("it answered with other embeddings than it was asked for")
         self._output.end(id)
         if self._output.is_empty:
             self._source.lease.idle(self)

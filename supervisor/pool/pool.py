@@ -44,7 +44,9 @@ class Pool:
         *,
         witness: Witness,
         quarantined: list[QuarantinedRequest],
+        prefix_folder: Path | None = None,
     ) -> None:
+        """`prefix_folder` has one for each model, with what its workers keep on the disk."""
         self._config = config
         self._config_folder = config_folder
         self._store = store
@@ -53,6 +55,7 @@ class Pool:
         self._witness = witness
         self._machine = CircuitBreaker(machine_limits(config.recovery))
         self._quarantined = quarantined
+        self._prefix_folder = prefix_folder
         self._observer = Observer()
         self._folders = CheckedFolders()
         self.residency = Residency(
@@ -92,7 +95,7 @@ class Pool:
             self._config.worker,
             recovery,
             self._config.scheduling,
-            self._worker_source(source, model or ModelConfig()),
+            self._worker_source(name, source, model or ModelConfig()),
             self._events,
             witness=self._witness,
             machine=self._machine,
@@ -177,7 +180,7 @@ class Pool:
             raise RpcError(ErrorKind.MODEL_NOT_FOUND, f"the model is called `{pulled.name}` here")
         return pulled.path
 
-    def _worker_source(self, source: Source, model: ModelConfig) -> WorkerSource:
+    def _worker_source(self, name: str, source: Source, model: ModelConfig) -> WorkerSource:
         async def locate() -> Path:
             folder = await trio.to_thread.run_sync(self._require_pulled, source)
             await trio.to_thread.run_sync(self._folders.check, folder)
@@ -203,6 +206,10 @@ class Pool:
             available=self._available_bytes,
             weigh=weigh,
             lease=self._lease,
+            prefix_bytes_max=lambda: self.residency.prefix_bytes_max(name),
+            prefix_folder=None
+            if self._prefix_folder is None
+            else self._prefix_folder / name.replace("/", "--"),
         )
 
     def _available_bytes(self) -> int:

@@ -82,7 +82,7 @@ class Keeper:
         self._back_s = -math.inf
 
     def add(self, model: str, terms: Terms) -> None:
-        footprint = Footprint(kv_bytes_max=terms.kv_bytes_max)
+        footprint = Footprint(kv_bytes_max=terms.kv_bytes_max, prefix_bytes_max=terms.prefix_bytes_max)
         self._tenants[model] = Tenant(name=model, terms=terms, footprint=footprint)
 
     def get(self, model: str) -> Tenant:

@@ -12,11 +12,13 @@ import msgspec
 class Footprint(msgspec.Struct):
     """Of one model's worker, in bytes; what is learnt of one serves for the next.
 
-    `estimate_bytes` is for the process with its weights, `kv_bytes_max` the bound of its KV caches where there is one.
+    `estimate_bytes` is for the process with its weights, `kv_bytes_max` the bound of its KV caches where there is one, and
+    `prefix_bytes_max` of those that it keeps for requests to come.
     """
 
     estimate_bytes: int = 0
     kv_bytes_max: int = 0
+    prefix_bytes_max: int = 0
     loaded_bytes: int | None = None
     peak_bytes: int = 0
     """Of the worker that lives, and of earlier ones the less the longer ago."""
@@ -29,7 +31,7 @@ class Footprint(msgspec.Struct):
 
     @property
     def usual_bytes(self) -> int:
-        return max(self.least_bytes, self.peak_bytes)
+        return max(self.least_bytes + self.prefix_bytes_max, self.peak_bytes)
 
     def note_resident(self, resident_bytes: int) -> None:
         self._life_peak_bytes = max(self._life_peak_bytes, resident_bytes)

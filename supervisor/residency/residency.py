@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 # A worker's interpreter with its libraries: 185 MB were measured beside the weights.
 PROCESS_BYTES = 200_000_000
 _LOOK_S = 0.5
+# Where nothing is configured: of what all models may take, and of what nobody has a claim to.
+_PREFIX_SHARE = 16
+_PREFIX_FREE_SHARE = 4
 
 
 class Weights(msgspec.Struct, frozen=True):
@@ -87,6 +90,7 @@ class Residency:
             preloaded=config.preload,
             idle_ttl_s=config.idle_ttl_s,
             kv_bytes_max=config.kv_bytes_max or 0,
+            prefix_bytes_max=config.prefix_bytes_max or 0,
         )
         self.keeper.add(model, terms)
         self._reservations[model] = reservation = Reservation(model, self, terms, config, weigh)
@@ -103,6 +107,10 @@ class Residency:
                 with trio.move_on_at(self.keeper.next_look_s(trio.current_time())):
                     await self._poked.wait()
                 self.keeper.on_tick(trio.current_time())
+
+    def prefix_bytes_max(self, model: str) -> int:
+        """What a worker of it that begins now may keep of what requests have begun with."""
+        return self._reservations[model].prefix_bytes_max
 
     def look_again(self) -> None:
         """Something may be due earlier than it was."""
@@ -249,6 +257,15 @@ class Reservation:
         if self._config.kv_bytes_max is not None:
             return self._config.kv_bytes_max
         return max(0, self._residency.ledger.free_bytes() + self.bytes - resident_bytes)
+
+    @property
+    def prefix_bytes_max(self) -> int:
+        """What may be kept of what requests have begun with: as configured, or else a share of what there is."""
+        if self._config.prefix_bytes_max is not None:
+            return self._config.prefix_bytes_max
+        ledger = self._residency.ledger
+        free_bytes = max(0, ledger.free_bytes())
+        return min(ledger.capacity_bytes // _PREFIX_SHARE, free_bytes // _PREFIX_FREE_SHARE)
 
     def measured(self, resident_bytes: list[int]) -> None:
         """What each of its workers holds."""

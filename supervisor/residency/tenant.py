@@ -32,6 +32,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     preloaded: bool = False
     idle_ttl_s: float | None = None
     kv_bytes_max: int = 0
+    prefix_bytes_max: int = 0
 
 
 class Demand(msgspec.Struct, frozen=True):

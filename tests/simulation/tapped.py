@@ -99,7 +99,7 @@ class SimulatedPool(Pool):
             _tap_runner(self._world, runner)
         return runner
 
-    def _worker_source(self, source: Source, _: Model) -> WorkerSource:
+    def _worker_source(self, _: str, source: Source, __: Model) -> WorkerSource:
         async def locate() -> Path:
             await trio.to_thread.run_sync(int)
             if self._world.locate_fails():

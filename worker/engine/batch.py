@@ -11,6 +11,7 @@ the beginning; when it is taken out, another one goes on from what it has read.
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -77,7 +78,7 @@ class Batch:
         if answering:
             if not keeps_caches:
                 for member in answering:
-                    self._prefixes.offer(member, member.cached, lambda m=member: self._answers.place_of(m))
+                    self._prefixes.offer(member, member.cached, partial(self._answers.place_of, member))
             self._answers.remove(answering, keeps_caches=keeps_caches)
         for member in members:
             prompts = self._reading.prompts_of(member)
@@ -213,13 +214,13 @@ class Batch:
         served = self._sharing.served(member)
         is_over = member.unread == 1
         if served or is_over:
-            self._prefixes.offer(member, member.cached, lambda: prompts.place_of(member))
+            self._prefixes.offer(member, member.cached, partial(prompts.place_of, member))
         self._pass_on(served + (self._sharing.leave(member) if is_over else []))
 
     def _offer_read(self, prompts: Prompts, member: Member) -> None:
         """It is about to be taken out: who comes with the same does not begin again, if that is no more to compute now."""
         if not prompts.is_put_aside or self._sharing.awaited(member):
-            self._prefixes.offer(member, prompts.cached_then(member), lambda: prompts.place_of(member))
+            self._prefixes.offer(member, prompts.cached_then(member), partial(prompts.place_of, member))
 
     def _pass_on(self, members: list[Member]) -> None:
         """They wait no longer, but for each other."""

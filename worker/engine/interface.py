@@ -9,6 +9,7 @@ from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import FinishReason, TokenLogprob, ToolCall
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine.grammar.constraint import Grammar
+from mlxsup.worker.engine.prefixes.disk import Found
 
 IsWanted = Callable[[], bool]
 """Whether something has come meanwhile that the caller had better look at first."""
@@ -35,11 +36,14 @@ class Emission(msgspec.Struct, frozen=True):
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A request made ready beside the MLX thread: its prompt in tokens, without those delivered before, and its grammar."""
+    """A request made ready beside the MLX thread: its prompt in tokens, without those delivered before, its grammar, and what the
+    disk had of the prompt's beginning.
+    """
 
     prompt_tokens: list[int]
     request: Generate
     grammar: Grammar | None = None
+    found: Found | None = None
 
 
 class Lease(Protocol):
@@ -105,6 +109,10 @@ class Engine(Protocol):
 
         Nothing, if all that is left to compute waits for its turn.
         """
+        ...
+
+    def rest(self, is_wanted: IsWanted) -> None:
+        """There are no sequences: do what can wait for that, until something `is_wanted`."""
         ...
 
     def tokenize(self, text: str) -> list[int]: ...

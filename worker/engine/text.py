@@ -1,5 +1,6 @@
 """The engine for text models: requests into sequences of a batch, and chosen tokens into text."""
 
+import math
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mlxsup.worker.engine.member import Choice, Member
 from mlxsup.worker.engine.outputs.choice import chosen_tools, has_room_to_think
 from mlxsup.worker.engine.outputs.open import open_output
 from mlxsup.worker.engine.parking import Parking
+from mlxsup.worker.engine.prefixes import opening as prefixes
 from mlxsup.worker.engine.sampling import make_logits_processors, make_sampler
 from mlxsup.worker.engine.sequence import Sequence
 
@@ -27,11 +29,15 @@ _CHARS_PER_TOKEN_MAX = 128
 
 
 class _Running(msgspec.Struct):
-    """A request in the batch; `cached_tokens` of its prompt were not computed again."""
+    """A request in the batch."""
 
     member: Member
     sequence: Sequence
-    cached_tokens: int
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of its prompt, which were not computed for it."""
+        return min(self.member.taken, self.member.prompt_tokens)
 
 
 class TextEngine:
@@ -46,10 +52,14 @@ class TextEngine:
         self._model = model
         self._codec = codec
         self._adapters = Adapters(model, order.adapters, order.adapters_bytes_max)
+        self._cache_keys = prefixes.cache_keys(order)
+        self._prefixes = prefixes.open_prefixes(order, model, loaded.kv_bytes_per_token)
         self._batch = Batch(
             model,
             sequences_max=order.batch_sequences_max,
             chunk_tokens=order.prefill_chunk_tokens,
+            target_s=order.prefill_target_s or math.inf,
+            prefixes=self._prefixes,
             routes=self._adapters.routes,
         )
         self._running: dict[int, _Running] = {}
@@ -87,7 +97,8 @@ class TextEngine:
         _check_tokens(tokens, vocabulary, "$.prompt_tokens")
         _check_tokens(list(request.sampling.logit_bias), vocabulary, "$.logit_bias")
         self._adapters.check(request.adapter)
-        return Prepared(tokens, request)
+        found = self._prefixes.find(self._cache_keys[request.adapter], tokens)
+        return Prepared(tokens, request, found=found)
 
     def _prompt_tokens(self, request: Generate) -> list[int]:
         tools = chosen_tools(request).shown
@@ -115,9 +126,11 @@ class TextEngine:
             return only
         in_use = {running.member.adapter for running in self._running.values()}
         self._adapters.need(request.adapter, in_use)
+        if prepared.found is not None:
+            self._prefixes.admit(prepared.found)
         member = self._member(id, prepared, answer_tokens_max)
         self._batch.add(member)
-        self._running[id] = _Running(member, sequence, min(member.cached, len(prompt)))
+        self._running[id] = _Running(member, sequence)
         return None
 
     def _member(self, id: int, prepared: Prepared, answer_tokens_max: int) -> Member:
@@ -144,6 +157,9 @@ class TextEngine:
             guesser=Lookup(),
             logprobs=request.logprobs,
             adapter=request.adapter,
+            cache_key=self._cache_keys[request.adapter],
+            is_lasting=request.messages is not None,
+            taken=cached,
             cached=cached,
             caches=caches,
             chosen=chosen,
@@ -203,6 +219,9 @@ class TextEngine:
         if ended or failed:
             self._batch.remove([self._running.pop(id).member for id in ended + failed])
         return emissions
+
+    def rest(self, is_wanted: IsWanted) -> None:
+        self._batch.rest(is_wanted)
 
     def tokenize(self, text: str) -> list[int]:
         context = self.loaded.context_tokens

@@ -59,7 +59,7 @@ class _Pool(Pool):
             quarantined=[],
         )
 
-    def _worker_source(self, _: Source, __: Model) -> WorkerSource:
+    def _worker_source(self, _: str, __: Source, ___: Model) -> WorkerSource:
         async def locate() -> Path:
             await trio.lowlevel.checkpoint()
             return Path("/model")

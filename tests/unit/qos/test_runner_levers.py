@@ -101,7 +101,7 @@ async def test_a_chunk_of_the_prompt_is_told_to_the_worker_and_so_is_that_it_is_
         stage.levers.chunk(MODEL, None)
         await trio.sleep(1)
     assert [b'"prefill_chunk_tokens":64' in (params or b"") for params in told] == [True, False]
-    assert b'"prefill_chunk_tokens":256' in (told[1] or b"")
+    assert b'"prefill_chunk_tokens":2048' in (told[1] or b"")
 
 
 async def test_another_worker_takes_over_and_a_model_without_one_does_not_serve(

@@ -74,6 +74,9 @@ class CountingEngine:
         self.gave_way.append(id)
         return self.cancel(id)
 
+    def rest(self, is_wanted: IsWanted) -> None:
+        pass
+
     def forget(self, id: int) -> None:
         self.forgotten.append(id)
 

@@ -46,6 +46,9 @@ class ScriptedEngine:
 
     give_way = cancel
 
+    def rest(self, is_wanted: IsWanted) -> None:
+        pass
+
     def forget(self, id: int) -> None:
         """Nothing is kept."""
 
