@@ -3,6 +3,7 @@
 Defaults are not: an absent or null parameter takes what `[generation]` of the configuration says.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -14,9 +15,16 @@ STOP_STRING_CHARS_MAX = 1024
 SEED_MAX = 2**53 - 1
 MAX_TOKENS_MAX = 1 << 24
 MESSAGES_MAX = 4096
+TOOLS_MAX = 128
+NAME_CHARS_MAX = 128
 
 StopString = Annotated[str, Meta(min_length=1, max_length=STOP_STRING_CHARS_MAX)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+DeadlineMs = Annotated[int, Meta(ge=1, le=7 * 24 * 3600 * 1000)]
+ClientName = Annotated[str, Meta(min_length=1, max_length=128)]
+Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
+# Of a tool: templates and parsers put it between marks of their own. Not even a line's end may stand behind it.
+ToolName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+(?!\n)$")]
 
 
 class Priority(StrEnum):
@@ -47,13 +55,28 @@ class ImagePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
     image_url: ImageUrl
 
 
+class PastFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`arguments` is the text of a JSON object."""
+
+    name: Name
+    arguments: str
+
+
+class PastCall(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A tool call that an earlier answer made."""
+
+    id: Name
+    type: Literal["function"]
+    function: PastFunction
+
+
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart | ImagePart], Meta(max_length=1024)] | None = None
     name: Annotated[str, Meta(max_length=128)] | None = None
-    tool_calls: Annotated[list[dict[str, Any]], Meta(max_length=128)] | None = None
+    tool_calls: Annotated[list[PastCall], Meta(max_length=128)] | None = None
     tool_call_id: Annotated[str, Meta(max_length=128)] | None = None
 
 
@@ -89,6 +112,30 @@ class ChoiceFormat(_Format, frozen=True, tag="choice"):
 ResponseFormat = TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat | ChoiceFormat
 
 
+class ToolFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """`parameters` is the JSON Schema of an object: what the function takes, by name."""
+
+    name: ToolName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class NamedFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    name: ToolName
+
+
+class NamedTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """This tool is to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class GenerationParams(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
@@ -110,12 +157,16 @@ class GenerationParams(
     ) = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[dict[str, Any]], Meta(max_length=128)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=TOOLS_MAX)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    adapter: (
+        Annotated[Name, Meta(description="A LoRA adapter of the model, by its name in the configuration")]
+        | None
+    ) = None
     stream: bool = False
     priority: Priority | None = None
-    deadline_ms: Annotated[int, Meta(ge=1, le=7 * 24 * 3600 * 1000)] | None = None
-    client: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    deadline_ms: DeadlineMs | None = None
+    client: ClientName | None = None
     idempotency_key: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
     resume: bool = True
 
@@ -194,17 +245,31 @@ class ServedBy(msgspec.Struct, frozen=True, kw_only=True):
     resumed: int = 0
 
 
-class GenerationResult(msgspec.Struct, frozen=True, kw_only=True):
+class GenerationResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`reasoning` is what the model said to itself before the answer, `logprobs` has an entry for each token of all that it
+    said. What there was none of, or what was not asked for, is left out.
+    """
+
     text: str
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
     worker: ServedBy | None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    logprobs: Sequence[TokenLogprob] | None = None
 
 
-class StreamDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """`stream/delta`: text that follows what this request was sent before."""
+class StreamDelta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`stream/delta`: what follows what this request was sent before. Joined, all of them are what its result has.
+
+    `tokens` come with `logprobs`, where they were asked for. What is empty is left out, but for `text`.
+    """
 
     id: int | str | None
     index: int
     text: str
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = []
+    tokens: list[TokenId] = []
+    logprobs: Sequence[TokenLogprob] = []

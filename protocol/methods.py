@@ -137,8 +137,8 @@ _TABLE = (
         name="embed",
         params=service.EmbedParams,
         result=service.EmbedResult,
-        summary="Vectors of texts, for models that have them.",
-        errors=(*_WORKER, ErrorKind.UNSUPPORTED),
+        summary="A vector for each text.",
+        errors=_GENERATION,
     ),
     Method(
         name="tokenize",

@@ -5,9 +5,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from mlxsup.protocol.generation import TokenId, Usage
+from mlxsup.protocol.generation import ClientName, DeadlineMs, Priority, TokenId, Usage
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
+
+EMBED_INPUTS_MAX = 2048
 
 TOPICS = ("worker", "death", "model", "slo")
 
@@ -36,6 +38,7 @@ class Limits(_Result, frozen=True):
     in_flight_requests_max: int
     queue_requests_max: int
     max_tokens_default: int
+    embed_inputs_max: int
 
 
 class ServerInfo(_Result, frozen=True):
@@ -292,11 +295,23 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EmbedParams(_Params, frozen=True):
+    """With `normalize` each embedding has the length 1. No text is ever truncated: one that is too long is refused."""
+
     model: ModelName
-    input: str | Annotated[list[str], Meta(min_length=1, max_length=2048)]
+    input: str | Annotated[list[str], Meta(min_length=1, max_length=EMBED_INPUTS_MAX)]
+    normalize: bool = True
+    priority: Priority | None = None
+    deadline_ms: DeadlineMs | None = None
+    client: ClientName | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
 
 
 class EmbedResult(_Result, frozen=True):
+    """One embedding for each text, in their order."""
+
     embeddings: list[list[float]]
     usage: Usage
 

@@ -8,7 +8,6 @@ import trio
 
 from mlxsup.config.schema import Config
 from mlxsup.protocol import service, worker_link
-from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.supervisor.models.pull import pull
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.attempt import OnProgress
@@ -16,7 +15,10 @@ from mlxsup.supervisor.pool.pool import Pool
 
 
 class Caller(Protocol):
-    """The call that a method answers, as far as the method needs it."""
+    """The call that a method answers, as far as the method needs it. `client` stands for whoever called."""
+
+    @property
+    def client(self) -> str: ...
 
     def progress(self, value: dict[str, Any]) -> None: ...
 
@@ -40,7 +42,6 @@ class ModelMethods:
             "model/breaker": self._breaker,
             "model/forgive": self._forgive,
             "model/pull": self._pull,
-            "embed": self._embed,
             "tokenize": self._tokenize,
             "detokenize": self._detokenize,
         }
@@ -84,13 +85,6 @@ class ModelMethods:
                 on_progress=lambda progress: caller.progress(msgspec.to_builtins(progress)),
             )
         return service.PullResult(path=str(pulled.path), digest=pulled.digest)
-
-    async def _embed(self, params: service.EmbedParams, _: Caller) -> service.EmbedResult:
-        self._pool.runner(params.model)
-        raise RpcError(
-            ErrorKind.UNSUPPORTED,
-            "`embed` is not supported by this model's engine; use an embedding model's own server",
-        )
 
     async def _tokenize(self, params: service.TokenizeParams, _: Caller) -> service.TokenizeResult:
         question = worker_link.Tokenize(text=params.text)

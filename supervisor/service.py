@@ -12,6 +12,7 @@ from mlxsup.config.schema import Config
 from mlxsup.protocol import openrpc, service
 from mlxsup.protocol.errors import ErrorKind, RpcError, shorten
 from mlxsup.protocol.methods import PROTOCOL_VERSION
+from mlxsup.supervisor.embedding.method import EmbedMethod
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.measure.worker_counters import WorkerTally
 from mlxsup.supervisor.model_methods import Caller, Handler, ModelMethods
@@ -65,6 +66,7 @@ class Service:
             "server/subscribe": self._subscribe,
             "server/shutdown": self._shutdown,
             "rpc.discover": self._discover,
+            "embed": EmbedMethod(config, self.texts),
             **ModelMethods(config, pool, store).handlers,
         }
 
@@ -97,6 +99,7 @@ class Service:
                 in_flight_requests_max=config.server.in_flight_requests_max,
                 queue_requests_max=max(model.queue_requests_max for model in config.models.values()),
                 max_tokens_default=config.generation.max_tokens,
+                embed_inputs_max=config.server.embed_inputs_max,
             ),
         )
 

@@ -1,4 +1,6 @@
-"""The one admission path for text: from a client's parameters to a request that ends through its sink, and is counted."""
+"""The one admission path for text and its embeddings: from a client's parameters to a request that ends through its sink, and
+is counted.
+"""
 
 import secrets
 import time
@@ -11,8 +13,9 @@ import trio
 from mlxsup.config.schema import Config
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import ChatParams, GenerateParams, GenerationParams, Priority
-from mlxsup.protocol.service import KeyedStats
-from mlxsup.protocol.worker_link import Generate
+from mlxsup.protocol.service import EmbedParams, KeyedStats
+from mlxsup.protocol.worker_link import Embed, Generate
+from mlxsup.supervisor.embedding.request import EmbedRequest, Settle
 from mlxsup.supervisor.generation.attachments import Attachment, Key
 from mlxsup.supervisor.generation.keyed import KeyedRequests
 from mlxsup.supervisor.generation.request import GenerationRequest, Sink
@@ -96,8 +99,7 @@ class TextRequests:
         Raises:
             RpcError: it is refused.
         """
-        if self._closing.is_set():
-            raise RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
+        self._check_open()
         order = make_order(params, self._config.generation, secrets.randbits(_SEED_BITS), time.time())
         runner = self._pool.runner(params.model)
 
@@ -108,16 +110,35 @@ class TextRequests:
             return self._keyed.generate(
                 Key(params.model, params.client, params.idempotency_key),
                 request_digest(params.model, order),
-                Attachment(sink, params.stream, trio.current_time(), _deadline_s(params)),
+                Attachment(sink, params.stream, trio.current_time(), _deadline_s(params.deadline_ms)),
                 make,
                 lambda request: self._submit_holding(runner, request, params_bytes),
             )
-        request = make(sink, stream=params.stream)
-        self._submit(runner, request)
-        if request.deadline_s is not None and not request.ended:
-            self._deadlines[request.id] = scope = trio.CancelScope(deadline=request.deadline_s)
-            self._nursery.start_soon(self._expire, runner, request, scope)
-        return _Running(request, runner)
+        return self._run(runner, make(sink, stream=params.stream))
+
+    def embed(self, params: EmbedParams, client: str, settle: Settle) -> Accepted:
+        """Accept a request for embeddings; from then on it ends through `settle`.
+
+        Raises:
+            RpcError: it is refused.
+        """
+        self._check_open()
+        runner = self._pool.runner(params.model)
+        self._last_id += 1
+        request = EmbedRequest(
+            id=self._last_id,
+            model=params.model,
+            order=Embed(
+                texts=params.texts, normalize=params.normalize, is_list=isinstance(params.input, list)
+            ),
+            priority=params.priority or Priority.NORMAL,
+            client=params.client or client,
+            settle=settle,
+            observer=self,
+            now_s=trio.current_time(),
+            deadline_s=_deadline_s(params.deadline_ms),
+        )
+        return self._run(runner, request)
 
     def keyed_stats(self) -> KeyedStats:
         return self._keyed.stats()
@@ -138,6 +159,18 @@ class TextRequests:
 
     # How it is done.
 
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise RpcError(ErrorKind.SHUTTING_DOWN, "the supervisor is shutting down")
+
+    def _run(self, runner: ModelRunner, request: GenerationRequest) -> _Running:
+        """It ends with its client, or at its deadline."""
+        self._submit(runner, request)
+        if request.deadline_s is not None and not request.ended:
+            self._deadlines[request.id] = scope = trio.CancelScope(deadline=request.deadline_s)
+            self._nursery.start_soon(self._expire, runner, request, scope)
+        return _Running(request, runner)
+
     def _make_request(
         self, params: GenerationParams, order: Generate, client: str, sink: Sink, *, stream: bool
     ) -> GenerationRequest:
@@ -153,7 +186,7 @@ class TextRequests:
             observer=self,
             now_s=trio.current_time(),
             resume=params.resume,
-            deadline_s=_deadline_s(params),
+            deadline_s=_deadline_s(params.deadline_ms),
         )
 
     def _submit(self, runner: ModelRunner, request: GenerationRequest) -> None:
@@ -192,6 +225,6 @@ class TextRequests:
         runner.expire(request)
 
 
-def _deadline_s(params: GenerationParams) -> float | None:
+def _deadline_s(deadline_ms: int | None) -> float | None:
     """As a moment of the monotonic clock."""
-    return None if params.deadline_ms is None else trio.current_time() + params.deadline_ms / 1000
+    return None if deadline_ms is None else trio.current_time() + deadline_ms / 1000

@@ -25,7 +25,7 @@ import msgspec
 from mlxsup.config.schema import Model, Scheduling
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import FinishReason, GenerationResult, Priority
-from mlxsup.protocol.worker_link import Delta, Generate, Generated, Sampling, Step
+from mlxsup.protocol.worker_link import Delta, Generate, Generated, Order, Sampling, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.scheduling.flights import Place
@@ -298,10 +298,10 @@ class _Port:
     questions = 0
 
     def __init__(self) -> None:
-        self.running: dict[int, Generate] = {}
+        self.running: dict[int, Order] = {}
         self.leaving: list[int] = []
 
-    def generate(self, id: int, order: Generate) -> None:
+    def start(self, id: int, order: Order) -> None:
         self.running[id] = order
 
     def cancel(self, id: int, *, goes_on: bool) -> None:  # noqa: ARG002  (who leaves is the same here)

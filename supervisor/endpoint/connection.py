@@ -97,6 +97,10 @@ class _Answer:
 
     # As the caller of any other method:
 
+    @property
+    def client(self) -> str:
+        return self._connection.name
+
     def respond(self, result: Any) -> None:
         self._fill(encode_result(self.id, result))
 
@@ -120,7 +124,7 @@ class Connection:
     def __init__(self, stream: ByteStream, service: Service, name: str) -> None:
         self._stream = stream
         self._service = service
-        self._name = name
+        self.name = name
         self._limits = service.config.server
         self._decoder = DetectingDecoder(self._limits.frame_bytes_max)
         self._outbox = ClientOutbox()
@@ -258,7 +262,7 @@ class Connection:
             params = decode_params(call.params, method.params)
             if isinstance(params, ChatParams | GenerateParams):
                 accepted = self._service.texts.generate(
-                    params, self._name, answer, self._params_bytes[answer.id]
+                    params, self.name, answer, self._params_bytes[answer.id]
                 )
                 if not accepted.ended:
                     self._cancels[answer.id] = accepted.cancel
@@ -379,7 +383,7 @@ class Connection:
         waiting = self._outbox.bytes_held + self._held_bytes
         if waiting > self._limits.outbox_bytes_max and self._nursery is not None and not self._cut:
             self._cut = True
-            _log.warning("%s does not read its answers: closing its connection", self._name)
+            _log.warning("%s does not read its answers: closing its connection", self.name)
             self._nursery.cancel_scope.cancel()
 
 

@@ -22,7 +22,7 @@ from mlxsup.protocol.generation import (
     Timings,
     Usage,
 )
-from mlxsup.protocol.worker_link import Generate, Generated
+from mlxsup.protocol.worker_link import Embed, Generated, Order
 
 # To tell of every token of a thousand streams would take longer than to pass it on.
 _STRETCH_TOKENS = 16
@@ -63,7 +63,7 @@ class GenerationRequest:
         *,
         id: int,
         model: str,
-        order: Generate,
+        order: Order,
         priority: Priority,
         client: str,
         stream: bool,
@@ -101,11 +101,13 @@ class GenerationRequest:
     @cached_property
     def prompt_chars(self) -> int:
         """Of its text; counted once, since messages can have hundreds of thousands of parts. 0 where tokens are given."""
+        if isinstance(self.order, Embed):
+            return sum(map(len, self.order.texts))
         if self.order.prompt is not None:
             return len(self.order.prompt)
         return sum(map(_message_chars, self.order.messages or ()))
 
-    def remaining_order(self) -> Generate:
+    def remaining_order(self) -> Order:
         """The order for the next worker: what was delivered counts as done."""
         if not self.tokens and not self.chars:
             return self.order

@@ -5,15 +5,18 @@ A confused worker that never stops would otherwise fill the supervisor's memory 
 
 import msgspec
 
-from mlxsup.protocol.worker_link import Generate, Step
+from mlxsup.protocol.errors import RpcError
+from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.worker_link import Embed, Generated, Order, Step
 
 # Far more than the longest token of any vocabulary.
 TOKEN_CHARS_MAX = 1024
 
 
 class _Left(msgspec.Struct):
-    tokens: int
-    chars: int
+    tokens: int = 0
+    chars: int = 0
+    embeddings: int = 0
 
 
 class OutputBound:
@@ -23,7 +26,10 @@ class OutputBound:
         self.context_tokens = 0
         self._left: dict[int, _Left] = {}
 
-    def grant(self, id: int, order: Generate) -> None:
+    def grant(self, id: int, order: Order) -> None:
+        if isinstance(order, Embed):
+            self._left[id] = _Left(embeddings=len(order.texts))
+            return
         delivered = len(order.delivered_tokens)
         self._left[id] = _Left(
             tokens=min(order.max_tokens, self.context_tokens) - delivered,
@@ -38,6 +44,14 @@ class OutputBound:
         """Whether no request is left."""
         return not self._left
 
+    def is_other_than_asked(self, id: int, answer: Generated | RpcError) -> bool:
+        """Whether it has other than one embedding for each text, or none where none was asked for."""
+        left = self._left.get(id)
+        if left is None or isinstance(answer, RpcError):
+            return False
+        asked = 0 if answer.finish_reason is FinishReason.CANCELLED else left.embeddings
+        return len(answer.embeddings) != asked or not all(map(_is_array, answer.embeddings))
+
     def is_exceeded(self, step: Step) -> bool:
         """Whether it brings a request beyond its tokens, or has more text than they can be."""
         for delta in step.deltas:
@@ -50,3 +64,8 @@ class OutputBound:
             if left.tokens < 0 or left.chars < 0:
                 return True
         return False
+
+
+def _is_array(text: bytes) -> bool:
+    """Of numbers, where it is JSON: it will be told as it is."""
+    return bytes(text).translate(None, b"+-.0123456789eE,") == b"[]"

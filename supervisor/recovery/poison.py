@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import msgspec
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.worker_link import URGENCY_NORMAL, Generate
+from mlxsup.protocol.worker_link import URGENCY_NORMAL, Generate, Order
 from mlxsup.supervisor.generation.request import GenerationRequest
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -140,7 +140,7 @@ class PoisonWatch:
     def count_quarantined(self, model: str) -> int:
         return sum(entry.model == model for entry in self._quarantined.values())
 
-    def find(self, model: str, order: Generate) -> QuarantinedRequest | None:
+    def find(self, model: str, order: Order) -> QuarantinedRequest | None:
         """The entry that refuses this request, if there is one."""
         if not self._quarantined:
             return None
@@ -216,19 +216,19 @@ def quarantined_error(entry: QuarantinedRequest) -> RpcError:
     )
 
 
-def request_digest(model: str, order: Generate) -> str:
+def request_digest(model: str, order: Order) -> str:
     """SHA-256 (hex) over the model and all that decides what is computed; not when, how urgently, or what was delivered before.
 
     The seed is part of it only where it was asked for: one that the supervisor drew differs each time.
     """
-    same = msgspec.structs.replace(
-        order,
-        accepted_unix_s=None,
-        delivered_tokens=[],
-        delivered_chars=0,
-        urgency=URGENCY_NORMAL,
-        reads_first=False,
-    )
-    if not order.seeded:
-        same = msgspec.structs.replace(same, sampling=msgspec.structs.replace(order.sampling, seed=0))
+    same = msgspec.structs.replace(order, urgency=URGENCY_NORMAL, reads_first=False)
+    if isinstance(same, Generate):
+        same = _as_sent(same)
     return hashlib.sha256(_encode((model, same))).hexdigest()
+
+
+def _as_sent(order: Generate) -> Generate:
+    same = msgspec.structs.replace(order, accepted_unix_s=None, delivered_tokens=[], delivered_chars=0)
+    if order.seeded:
+        return same
+    return msgspec.structs.replace(same, sampling=msgspec.structs.replace(order.sampling, seed=0))

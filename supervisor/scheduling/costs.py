@@ -9,7 +9,8 @@ import math
 
 import msgspec
 
-from mlxsup.protocol.worker_link import Generate
+from mlxsup.protocol.generation import Message
+from mlxsup.protocol.worker_link import Embed, Order
 from mlxsup.supervisor.generation.request import GenerationRequest
 
 _LEARNING = 0.1
@@ -52,17 +53,21 @@ class CostModel:
         self._answers: dict[int, _Answers] = {}
 
     def prompt_tokens(self, request: GenerationRequest) -> int:
-        if request.order.prompt_tokens is not None:
-            return self._within_context(len(request.order.prompt_tokens))
+        order = request.order
+        if isinstance(order, Embed):
+            # Of all its texts, each of which may have the whole context.
+            return max(1, round(self._text_tokens(request)))
+        if order.prompt_tokens is not None:
+            return self._within_context(len(order.prompt_tokens))
         return self._within_context(max(1, round(self._text_tokens(request))))
 
-    def answer_tokens(self, order: Generate) -> int:
+    def answer_tokens(self, order: Order) -> int:
         """As many as such answers have had."""
         bound = self._within_context(order.max_tokens)
         learned = self._answers.get(bound.bit_length())
         return bound if learned is None else max(1, min(bound, round(learned.mean)))
 
-    def answer_tokens_likely_max(self, order: Generate) -> int:
+    def answer_tokens_likely_max(self, order: Order) -> int:
         """Most of such answers have had no more: a deviation above the mean."""
         bound = self._within_context(order.max_tokens)
         learned = self._answers.get(bound.bit_length())
@@ -70,7 +75,7 @@ class CostModel:
             return bound
         return max(1, min(bound, round(learned.mean + learned.deviation)))
 
-    def tokens_left(self, order: Generate, delivered: int) -> float:
+    def tokens_left(self, order: Order, delivered: int) -> float:
         """Of the answer. One that is longer than most goes on as if it were any of those that are."""
         bound = self._within_context(order.max_tokens)
         left_max = max(0.0, float(bound - delivered))
@@ -87,7 +92,7 @@ class CostModel:
 
     def _text_tokens(self, request: GenerationRequest) -> float:
         tokens = request.prompt_chars * self._tokens_per_char
-        messages = request.order.messages
+        messages = _messages(request.order)
         if messages is None:
             return tokens
         return tokens + self._template_tokens + _TOKENS_PER_MESSAGE * len(messages)
@@ -100,20 +105,20 @@ class CostModel:
         unforeseen = _LEARNING * (prompt_tokens - self._text_tokens(request))
         share = chars**2 / (chars**2 + _LONG_CHARS**2)
         self._tokens_per_char = max(_TOKENS_PER_CHAR_MIN, self._tokens_per_char + share * unforeseen / chars)
-        if request.order.messages is not None:
+        if _messages(request.order) is not None:
             self._template_tokens = max(0.0, self._template_tokens + (1 - share) * unforeseen)
 
     def _within_context(self, tokens: int) -> int:
         return tokens if self.context_tokens is None else min(tokens, self.context_tokens)
 
-    def learn_cut_off(self, order: Generate, answer_tokens: int) -> None:
+    def learn_cut_off(self, order: Order, answer_tokens: int) -> None:
         """It had so many when its time was over, and would have gone on: as those do that get so far.
 
         Were only those counted that were in time, all answers would seem short (compare Buckley and James 1979).
         """
         self._learn_answer(order, answer_tokens + round(self.tokens_left(order, answer_tokens)))
 
-    def _learn_answer(self, order: Generate, tokens: int) -> None:
+    def _learn_answer(self, order: Order, tokens: int) -> None:
         bound = self._within_context(order.max_tokens)
         magnitude = bound.bit_length()
         answers = self._answers.get(magnitude)
@@ -122,3 +127,7 @@ class CostModel:
             half = bound / 2
             answers = self._answers[magnitude] = _Answers(half, half**2)
         answers.learn(tokens)
+
+
+def _messages(order: Order) -> list[Message] | None:
+    return None if isinstance(order, Embed) else order.messages

@@ -169,7 +169,7 @@ class Dispatch:
             request.remaining_order(), urgency=RANK[request.priority], reads_first=reads_first
         )
         try:
-            place.port.generate(request.id, order)
+            place.port.start(request.id, order)
         except RpcError as refusal:
             self._flights.remove(request.id)
             self._fail(request, refusal, now_s)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from mlxsup.protocol.worker_link import Generate
+from mlxsup.protocol.worker_link import Order
 from mlxsup.supervisor.generation.request import GenerationRequest
 
 
@@ -20,7 +20,7 @@ class Port(Protocol):
         """So many that are no requests it has not answered."""
         ...
 
-    def generate(self, id: int, order: Generate) -> None:
+    def start(self, id: int, order: Order) -> None:
         """Raises RpcError when the order can't be sent."""
         ...
 

@@ -23,6 +23,10 @@ class Pace:
         if gap_s < math.inf:
             self._limit.note_step(gap_s, (flight.request.priority for flight in running), len(running))
 
+    def note_embedded(self, prompt_tokens: int, now_s: float, *, loaded: bool) -> None:
+        """As `Speed.note_embedded`."""
+        self._speed.note_embedded(prompt_tokens, now_s, loaded=loaded)
+
     def rest(self) -> None:
         """Nothing is computed: the time until the next step says nothing."""
         self._speed.rest()

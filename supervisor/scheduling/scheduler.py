@@ -15,7 +15,7 @@ from mlxsup.config.schema import Model as ModelConfig
 from mlxsup.config.schema import Scheduling
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import FinishReason, Priority
-from mlxsup.protocol.worker_link import Generated, Step
+from mlxsup.protocol.worker_link import Embed, Generated, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.poison import PoisonWatch, quarantined_error
 from mlxsup.supervisor.scheduling import refusals
@@ -211,6 +211,8 @@ class Scheduler:
             self._go_behind(request)
         else:
             self._finish(request, answer, flight, now_s)
+            if isinstance(request.order, Embed) and self._dispatch.is_place(port):
+                self._pace.note_embedded(answer.prompt_tokens, now_s, loaded=len(self._room) > 0)
         if not self._flights.any_of(port):
             self._pace.rest()
         self._fill(now_s)

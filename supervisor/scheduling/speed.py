@@ -72,10 +72,23 @@ class Speed:
             self._since_s = now_s
             self._prompt_tokens = self._answer_tokens = 0
             return
+        self._count(prompt_tokens, answer_tokens, now_s, self._since_s)
+
+    def note_embedded(self, prompt_tokens: int, now_s: float, *, loaded: bool) -> None:
+        """So many tokens of texts have been read that get no answer. `loaded`: requests waited for their end."""
+        if not loaded:
+            self._since_s = None
+        elif self._since_s is None:
+            self._since_s = now_s
+            self._prompt_tokens = self._answer_tokens = 0
+        else:
+            self._count(prompt_tokens, 0, now_s, self._since_s)
+
+    def _count(self, prompt_tokens: int, answer_tokens: int, now_s: float, since_s: float) -> None:
         self._prompt_tokens += prompt_tokens
         self._answer_tokens += answer_tokens
-        if now_s - self._since_s >= _STRETCH_S:
-            self._learn(now_s - self._since_s)
+        if now_s - since_s >= _STRETCH_S:
+            self._learn(now_s - since_s)
             self._since_s = now_s
             self._prompt_tokens = self._answer_tokens = 0
 
@@ -86,7 +99,7 @@ class Speed:
 
     def _learn(self, seconds: float) -> None:
         p, a = float(self._prompt_tokens), float(self._answer_tokens)
-        if not a:
+        if not (p or a):
             return
         self._pp = _FORGETTING * self._pp + p * p
         self._pa = _FORGETTING * self._pa + p * a

@@ -45,3 +45,8 @@ def make_request(
         now_s=trio.current_time() if now_s is None else now_s,
         deadline_s=deadline_s,
     )
+
+
+def prompt_of(request: GenerationRequest) -> str | None:
+    assert isinstance(request.order, Generate)
+    return request.order.prompt

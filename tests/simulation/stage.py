@@ -53,7 +53,7 @@ def staged(machine: Machine) -> Iterator[None]:
         mock.patch.object(application, "DeathRecorder", machine.make_recorder),
         mock.patch.object(application, "gpu_panics", machine.gpu_panics),
         mock.patch.object(text_requests, "secrets", SimpleNamespace(randbits=machine.rng.getrandbits)),
-        mock.patch.object(Life, "generate", _note_first(Life.generate, machine.note_given)),
+        mock.patch.object(Life, "start", _note_first(Life.start, machine.note_given)),
         mock.patch.object(pool, "random", SimpleNamespace(Random=lambda: machine.rng)),
         mock.patch.object(trio, "open_signal_receiver", machine.open_signals),
         mock.patch.object(trio.to_thread, "run_sync", machine.run_in_thread),

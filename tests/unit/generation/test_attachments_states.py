@@ -19,6 +19,7 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason, GenerationResult
 from mlxsup.supervisor.generation.attachments import Limits
 from mlxsup.supervisor.generation.request import GenerationRequest
+from tests.fakes.requests import prompt_of
 from tests.unit.generation.attaching import Client, Desk
 
 LIMITS = Limits(
@@ -71,7 +72,7 @@ class Attaching(RuleBasedStateMachine):
         self.sent.append(client)
         if client.request is not None:
             assert client.request not in self.desk.cancelled, "attached to what is being cancelled"
-            assert client.request.order.prompt == prompt
+            assert prompt_of(client.request) == prompt
         else:
             self.check_kept(client)
         return client
@@ -82,7 +83,7 @@ class Attaching(RuleBasedStateMachine):
         assert isinstance(outcome, GenerationResult)
         assert outcome.finish_reason is FinishReason.STOP
         assert any(
-            outcome.text == request.text and request.order.prompt == client.prompt
+            outcome.text == request.text and prompt_of(request) == client.prompt
             for request in self.desk.requests
             if request.ended and request not in self.desk.cancelled
         )

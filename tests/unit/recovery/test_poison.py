@@ -14,7 +14,7 @@ from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.generation.translate import make_order
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest, request_digest
 from tests.fakes.collecting_sink import CollectingSink
-from tests.fakes.requests import GREEDY, make_request
+from tests.fakes.requests import GREEDY, make_request, prompt_of
 
 CLEAR = 8
 MEMORY_S = 3600.0
@@ -152,7 +152,7 @@ def test_a_suspect_that_has_ended_is_one_until_no_worker_has_it() -> None:
 
 def again(request: GenerationRequest) -> GenerationRequest:
     """The same, sent again."""
-    return make_request(CollectingSink(), prompt=request.order.prompt or "", tokens=1000, now_s=0.0)
+    return make_request(CollectingSink(), prompt=prompt_of(request) or "", tokens=1000, now_s=0.0)
 
 
 def started(poison: PoisonWatch, request: GenerationRequest, now_s: float = 0.0) -> GenerationRequest:

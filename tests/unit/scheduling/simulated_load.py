@@ -8,7 +8,7 @@ import msgspec
 from mlxsup.config.schema import Model, Scheduling
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import FinishReason, Priority
-from mlxsup.protocol.worker_link import Delta, Generate, Generated, Step
+from mlxsup.protocol.worker_link import Delta, Generate, Generated, Order, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.scheduling.flights import Place
@@ -179,7 +179,8 @@ class Run:
 
     # As the worker's port.
 
-    def generate(self, id: int, order: Generate) -> None:
+    def start(self, id: int, order: Order) -> None:
+        assert isinstance(order, Generate)
         arrival = self._by_id[id].arrival
         left = arrival.answer_tokens - len(order.delivered_tokens)
         # What gave way keeps its cache.

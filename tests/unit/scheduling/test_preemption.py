@@ -5,7 +5,7 @@ import pytest
 from mlxsup.config.schema import Model, Scheduling
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason, Priority
-from mlxsup.protocol.worker_link import Delta, Generate, Generated, Step
+from mlxsup.protocol.worker_link import Delta, Generate, Generated, Order, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.scheduling.flights import Place
@@ -28,7 +28,8 @@ class Worker:
         self.orders: dict[int, Generate] = {}
         self.going_on: list[int] = []
 
-    def generate(self, id: int, order: Generate) -> None:
+    def start(self, id: int, order: Order) -> None:
+        assert isinstance(order, Generate)
         self.told.append(id)
         self.orders[id] = order
 

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mlxsup.config.schema import Model, Scheduling
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason, Priority
-from mlxsup.protocol.worker_link import Delta, Generate, Generated, Step
+from mlxsup.protocol.worker_link import Delta, Generate, Generated, Order, Step
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.scheduling.flights import Place, Port
@@ -34,7 +34,8 @@ class FakePort:
         self.leaving: set[int] = set()
         self.questions = 0
 
-    def generate(self, id: int, order: Generate) -> None:
+    def start(self, id: int, order: Order) -> None:
+        assert isinstance(order, Generate)
         assert id not in self.orders
         self.orders[id] = order
 
