@@ -98,9 +98,11 @@ def test_what_would_take_a_parser_too_long_is_not_shown_to_it() -> None:
     def parse(text: str, tools: object) -> object:
         return {"name": "f"}
 
-    calls = CallReader(parse, TOOLS, seed=0, prompt_tokens=[])
     once = "call:f" + "x" * 10_000
+    assert CallReader(parse, TOOLS, seed=0, prompt_tokens=[]).read(once * 20)
 
+    parse.__module__ = "mlx_lm.tool_parsers.gemma4"
+    calls = CallReader(parse, TOOLS, seed=0, prompt_tokens=[])
     assert calls.read(once)
     assert calls.read(once * 20) is None
     assert calls.read("x" * len(once) * 20)

@@ -13,9 +13,15 @@ CALLS_MAX = 128
 # What a message takes in `tool_call_id`.
 CALL_ID_CHARS_MAX = 128
 
-# From each of these the parsers for Gemma 4 and Kimi K3 may look through all that follows. More characters in all would take
-# them minutes, in which nobody is given a token.
-_LOOKED_FROM = ("call:", "<|open|>call")
+# From each of these mlx-lm's parser of that name may look through all that follows. More characters in all would take it up to
+# minutes, in which nobody is given a token.
+_LOOKED_FROM = {
+    "function_gemma": "call:",
+    "gemma4": "call:",
+    "glm47": "<arg_key>",
+    "kimi_k3": "<|open|>",
+    "muse_spark": "<atem:",
+}
 LOOKED_AT_CHARS_MAX = 1 << 21
 
 # Mistral's templates refuse ids of any other length and of any other letters; no others are choosy.
@@ -30,6 +36,7 @@ class CallReader:
         self, parse: ParseCalls, tools: list[dict[str, Any]], *, seed: int, prompt_tokens: list[int]
     ) -> None:
         self._parse = parse
+        self._looked_from = _LOOKED_FROM.get(getattr(parse, "__module__", "").rpartition(".")[2])
         self._tools = [_complete(tool) for tool in tools]
         self._names = {tool["function"]["name"] for tool in tools}
         self._seed = seed
@@ -38,7 +45,7 @@ class CallReader:
 
     def read(self, body: str) -> list[ToolCall] | None:
         """The calls that it says; None: it says none, or not only calls of the tools that there are."""
-        if len(body) * max(map(body.count, _LOOKED_FROM)) > LOOKED_AT_CHARS_MAX:
+        if self._looked_from and len(body) * body.count(self._looked_from) > LOOKED_AT_CHARS_MAX:
             return None
         try:
             said = self._parse(body, self._tools)
