@@ -186,6 +186,9 @@ class Model(_Section, frozen=True):
     prefix_disk_bytes_max: Annotated[int, Meta(ge=0)] = 2048 * MIB
     prefix_disk_tokens_min: Annotated[int, Meta(ge=16, le=1_000_000)] = 256
     float32: bool | None = None
+    kv_bits: Literal[4, 8] | None = None
+    lookup: bool = True
+    draft: Annotated[str, Meta(min_length=1)] | None = None
     adapters: dict[AdapterName, Annotated[str, Meta(min_length=1)]] = msgspec.field(default_factory=dict)
     adapters_bytes_max: Annotated[int, Meta(ge=0)] = 1024 * MIB
     slo: dict[Priority, Slo] = msgspec.field(default_factory=dict)

@@ -6,7 +6,7 @@ The supervisor sends requests `load`, `generate`, `embed`, `tokenize`, `detokeni
 of a prompt and `lease/done` behind it. Of one sequence every `step` comes before its answer.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -63,7 +63,8 @@ class Load(_Wire, frozen=True):
 
     `parked_bytes_max` is for the caches of requests that gave way, and go on, `prefix_bytes_max` for those of beginnings that
     others may share; on the disk they are in `prefix_folder`, None: nowhere. A chunk of a prompt takes about
-    `prefill_target_s`, None: however long. `adapters` are folders by name; so many as
+    `prefill_target_s`, None: however long. `kv_bits` None: caches are as the model computes them. With `lookup` texts that repeat
+    themselves are guessed, with `draft_path` by that model. `adapters` are folders by name; so many as
     `adapters_bytes_max` allows are kept in memory beside those in use.
     """
 
@@ -82,6 +83,9 @@ class Load(_Wire, frozen=True):
     prefix_disk_bytes_max: int = 0
     prefix_disk_tokens_min: int = 0
     adapters: dict[str, str] = {}
+    kv_bits: Literal[4, 8] | None = None
+    lookup: bool = True
+    draft_path: str | None = None
     adapters_bytes_max: int = 0
 
 

@@ -16,6 +16,7 @@ from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.supervisor.lease.desk import LeaseDesk
 from mlxsup.supervisor.pool.attempt import Attempt
+from mlxsup.supervisor.pool.companions import Companions
 from mlxsup.supervisor.pool.frame_pipes import LinkFaultError
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.output_bound import OutputBound
@@ -35,13 +36,17 @@ _PASSING_ERRORS = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENO
 _SERVING = frozenset({WorkerState.READY, WorkerState.DRAINING})
 
 
+async def _alone() -> Companions:
+    return Companions()
+
+
 class WorkerSource(msgspec.Struct, frozen=True):
     """Where workers come from and how they are seen; a test hands in its own.
 
     `locate` gives the checked model folder or raises RpcError; `hatch` raises OSError; `observe` takes a pid;
     `available` is the memory that the machine has left, in bytes; `weigh` says what the weights take, None if it can't;
     `lease` is where those who share a GPU get their turns. `prefix_bytes_max` is what a worker may keep of beginnings that
-    others share, in `prefix_folder` on the disk.
+    others share, in `prefix_folder` on the disk; `accompany` finds what else is loaded with the model, or raises RpcError.
     """
 
     locate: Callable[[], Awaitable[Path]]
@@ -52,6 +57,7 @@ class WorkerSource(msgspec.Struct, frozen=True):
     lease: LeaseDesk = msgspec.field(default_factory=lambda: LeaseDesk("off"))
     prefix_bytes_max: Callable[[], int] = lambda: 0
     prefix_folder: Path | None = None
+    accompany: Callable[[], Awaitable[Companions]] = _alone
 
 
 class Owner(Protocol):
@@ -221,6 +227,7 @@ class Life:
         self._enter(WorkerState.SPAWNING)
         try:
             folder = await self._source.locate()
+            companions = await self._source.accompany()
             self.worker = worker = await self._source.hatch()
         except RpcError as error:
             return Ending(refusal=error)
@@ -230,7 +237,7 @@ class Life:
             return Ending(refusal=refusal, passing=error.errno in _PASSING_ERRORS)
         try:
             worker.adopt(self._handlers())
-            await self._serve(worker, folder)
+            await self._serve(worker, folder, companions)
         finally:
             phase, self.state = self.state, WorkerState.STOPPING
             self._source.lease.leave(self)
@@ -256,14 +263,14 @@ class Life:
             lease_done=lambda: self._source.lease.done(self),
         )
 
-    async def _serve(self, worker: Worker, folder: Path) -> None:
+    async def _serve(self, worker: Worker, folder: Path, companions: Companions) -> None:
         """Until the worker is gone, its load has failed, or it is to stop and has nothing left to do."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_failure, worker)
             nursery.start_soon(self._watch_death, worker, nursery.cancel_scope)
             nursery.start_soon(self._watch_stop, nursery.cancel_scope)
             try:
-                loaded = await self._load(worker, folder, nursery)
+                loaded = await self._load(worker, folder, companions, nursery)
             except RpcError as error:
                 self._refused = error
                 nursery.cancel_scope.cancel()
@@ -279,14 +286,16 @@ class Life:
                     self._owner.ready(self, loaded)
                 await trio.sleep_forever()
 
-    async def _load(self, worker: Worker, folder: Path, nursery: trio.Nursery) -> link.Loaded:
+    async def _load(
+        self, worker: Worker, folder: Path, companions: Companions, nursery: trio.Nursery
+    ) -> link.Loaded:
         try:
             with trio.fail_after(self._config.hello_timeout_s):
                 await worker.wait_hello()
             self._enter(WorkerState.LOADING)
             nursery.start_soon(self._watch_progress, worker)
             with trio.fail_after(self._config.load_timeout_s):
-                return await worker.call(link.LOAD, self._order(folder), link.Loaded)
+                return await worker.call(link.LOAD, self._order(folder, companions), link.Loaded)
         except trio.TooSlowError:
             key = "hello_timeout_s" if self.state is WorkerState.SPAWNING else "load_timeout_s"
             await worker.end_stalled()
@@ -295,7 +304,7 @@ class Life:
                 f"the worker was not ready in time and was ended; raise `worker.{key}` if it was only slow",
             ) from None
 
-    def _order(self, folder: Path) -> link.Load:
+    def _order(self, folder: Path, companions: Companions) -> link.Load:
         return link.Load(
             model_path=str(folder),
             context_tokens_max=self._model.context_tokens_max,
@@ -310,7 +319,10 @@ class Life:
             prefix_folder=None if self._source.prefix_folder is None else str(self._source.prefix_folder),
             prefix_disk_bytes_max=self._model.prefix_disk_bytes_max,
             prefix_disk_tokens_min=self._model.prefix_disk_tokens_min,
-            adapters={name: str(Path(folder).expanduser()) for name, folder in self._model.adapters.items()},
+            kv_bits=self._model.kv_bits,
+            lookup=self._model.lookup,
+            draft_path=None if companions.draft is None else str(companions.draft),
+            adapters={name: str(path) for name, path in companions.adapters.items()},
             adapters_bytes_max=self._model.adapters_bytes_max,
             heartbeat_interval_s=self._config.heartbeat_interval_s,
         )

@@ -18,6 +18,7 @@ from mlxsup.supervisor.models.checked_folders import CheckedFolders
 from mlxsup.supervisor.models.names import Folder, Source, check_name, parse_source
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.casualties import Witness
+from mlxsup.supervisor.pool.companions import Companions, adapter_folders
 from mlxsup.supervisor.pool.hatchery import Hatchery
 from mlxsup.supervisor.pool.launch import share_of_cores, worker_command, worker_environment
 from mlxsup.supervisor.pool.life import WorkerSource
@@ -181,22 +182,38 @@ class Pool:
         return pulled.path
 
     def _worker_source(self, name: str, source: Source, model: ModelConfig) -> WorkerSource:
-        async def locate() -> Path:
-            folder = await trio.to_thread.run_sync(self._require_pulled, source)
+        async def find(wanted: Source) -> Path:
+            folder = await trio.to_thread.run_sync(self._require_pulled, wanted)
             await trio.to_thread.run_sync(self._folders.check, folder)
             return folder
 
+        async def locate() -> Path:
+            return await find(source)
+
+        async def accompany() -> Companions:
+            draft = None if model.draft is None else parse_source(model.draft, aliases=ALIASES)
+            return Companions(
+                draft=None if draft is None else await find(draft),
+                adapters=adapter_folders(model.adapters, self._config_folder, Path.home()),
+            )
+
         async def weigh() -> Weights | None:
             try:
-                folder = await trio.to_thread.run_sync(self._require_pulled, source)
-                facts = await trio.to_thread.run_sync(self._folders.check, folder)
+                folders = [await locate()]
+                draft = (await accompany()).draft
+                folders += [] if draft is None else [draft]
+                facts = [await trio.to_thread.run_sync(self._folders.check, folder) for folder in folders]
             except RpcError:
                 # The worker that is begun all the same is refused with it.
                 return None
             expands = expands_weights() if model.float32 is None else model.float32
             return Weights(
-                bytes=facts.float32_bytes if expands else facts.weights_bytes,
-                files=tuple(folder / name for name in facts.weight_files),
+                bytes=sum(each.float32_bytes if expands else each.weights_bytes for each in facts),
+                files=tuple(
+                    folder / name
+                    for folder, each in zip(folders, facts, strict=True)
+                    for name in each.weight_files
+                ),
             )
 
         return WorkerSource(
@@ -206,6 +223,7 @@ class Pool:
             available=self._available_bytes,
             weigh=weigh,
             lease=self._lease,
+            accompany=accompany,
             prefix_bytes_max=lambda: self.residency.prefix_bytes_max(name),
             prefix_folder=None
             if self._prefix_folder is None

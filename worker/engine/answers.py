@@ -25,7 +25,7 @@ from mlxsup.worker.engine.picking import Spot, pick
 from mlxsup.worker.engine.quantised import QuantisedCache
 from mlxsup.worker.engine.smoothing import smoothed
 from mlxsup.worker.engine.stages import Stages, cache_marks
-from mlxsup.worker.engine.widths import TOKENS_MAX, Ahead, Widths
+from mlxsup.worker.engine.widths import Ahead, Widths
 
 
 class _Row(msgspec.Struct):
@@ -211,7 +211,7 @@ class Answers:
         spots: list[Spot] = []
         places: list[tuple[int, int]] = []
         for member, ahead in zip(self.members, aheads, strict=True):
-            fed = ahead.tokens[:count] if ahead is not None else []
+            fed = _fed(member, ahead, count)
             fed_from = len(member.tokens) - 1
             row = _Row()
             if ahead is not None and ahead.right is None:
@@ -292,11 +292,22 @@ def _ahead(member: Member) -> Ahead | None:
     if member.constraint is not None:
         # What is fed has no chances to tell of.
         forced = member.constraint.forced() if member.logprobs is None and member.failure is None else []
-        return Ahead(forced[:left]) if forced and left > 0 else None
-    if member.guesser is None or left <= 0 or not member.guesser.record.may_guess:
+        return Ahead(min(left, len(forced))) if forced and left > 0 else None
+    guesser = member.guesser
+    if guesser is None or left <= 0 or not guesser.record.may_guess:
         return None
-    guessed = member.guesser.guess(member.tokens, min(left, TOKENS_MAX))
-    return Ahead(guessed, member.guesser.record.likely_right) if guessed else None
+    longest = min(left, guesser.may_follow(member.tokens))
+    return Ahead(longest, guesser.record.likely_right, guesser.token_s) if longest else None
+
+
+def _fed(member: Member, ahead: Ahead | None, count: int) -> list[int]:
+    """What is fed behind the last token, at most so many."""
+    if ahead is None or count == 0:
+        return []
+    if member.constraint is not None:
+        return member.constraint.forced()[: min(count, ahead.longest)]
+    assert member.guesser is not None
+    return member.guesser.guess(member.tokens, min(count, ahead.longest))
 
 
 def _told(member: Member, token: int, chances: Chances | None) -> Choice:

@@ -36,6 +36,10 @@ class TextCodec:
         self.eos_tokens = tuple(sorted(tokenizer.eos_token_ids))
         self.dialect = read_dialect(tokenizer)
 
+    def has_vocabulary_of(self, other: TokenizerWrapper) -> bool:
+        """Whether each token is the same text in both, by the same number."""
+        return bool(self._tokenizer.get_vocab() == other.get_vocab())
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         """`special` adds what the model expects around a text, such as a beginning-of-sequence token."""
         if self._backend is None:

@@ -6,12 +6,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model, load_model, load_tokenizer
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.worker.engine.interface import ReportLoad
+from mlxsup.worker.engine.quantised import CacheMaker
 
 # Where a model's configuration says nothing of how long a text may be.
 CONTEXT_TOKENS_OTHERWISE = 4096
@@ -61,14 +62,14 @@ def warm_up(model: nn.Module, report: ReportLoad) -> None:
     report("warm", 1, 1)
 
 
-def kv_bytes_per_token(model: nn.Module) -> int:
+def kv_bytes_per_token(model: nn.Module, maker: CacheMaker) -> int:
     """What one more token of a sequence takes at most; a layer that only looks back so far stops growing there.
 
     The shapes of a pass are known without computing it.
     """
     sizes: list[int] = []
     for tokens in _KV_TOKENS:
-        caches = make_prompt_cache(model)
+        caches = maker.make()
         model(mx.zeros((1, tokens), dtype=mx.int32), cache=caches)
         sizes.append(sum(int(cache.nbytes) for cache in caches))
     return (sizes[1] - sizes[0]) // (_KV_TOKENS[1] - _KV_TOKENS[0])

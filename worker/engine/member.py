@@ -7,8 +7,8 @@ import msgspec
 
 from mlxsup.protocol.errors import RpcError
 from mlxsup.worker.engine.grammar.constraint import Constraint
-from mlxsup.worker.engine.lookup import Lookup
 from mlxsup.worker.engine.sampling import LogitsProcessor, Sampler
+from mlxsup.worker.engine.widths import Guesser
 
 Caches = list[Any]
 """One for each layer, of one sequence or of a batch."""
@@ -45,7 +45,7 @@ class Member(msgspec.Struct, eq=False, kw_only=True):
     sampler: Sampler
     processors: list[LogitsProcessor]
     constraint: Constraint | None = None
-    guesser: Lookup | None = None
+    guesser: Guesser | None = None
     logprobs: int | None = None
     adapter: str | None = None
     failure: RpcError | None = None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.nn as nn
 import msgspec
-from mlx_lm.models.cache import make_prompt_cache
+from msgspec.structs import replace
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
@@ -14,6 +14,8 @@ from mlxsup.worker.engine import loading
 from mlxsup.worker.engine.adapters.adapters import Adapters
 from mlxsup.worker.engine.batch import Batch
 from mlxsup.worker.engine.codec import TextCodec
+from mlxsup.worker.engine.draft import DraftModel, load_draft
+from mlxsup.worker.engine.embedding.trunk import find_trunk
 from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, ReportLoad
 from mlxsup.worker.engine.lookup import Lookup
 from mlxsup.worker.engine.member import Choice, Member
@@ -21,11 +23,13 @@ from mlxsup.worker.engine.outputs.choice import chosen_tools, has_room_to_think
 from mlxsup.worker.engine.outputs.open import open_output
 from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.prefixes import opening as prefixes
+from mlxsup.worker.engine.quantised import CacheMaker
 from mlxsup.worker.engine.sampling import make_logits_processors, make_sampler
 from mlxsup.worker.engine.sequence import Sequence
+from mlxsup.worker.engine.widths import Guesser
 
 # No token of a usual vocabulary stands for more characters; it only saves tokenising what can't fit.
-_CHARS_PER_TOKEN_MAX = 128
+CHARS_PER_TOKEN_MAX = 128
 
 
 class _Running(msgspec.Struct):
@@ -47,13 +51,17 @@ class TextEngine:
         codec: TextCodec,
         loaded: Loaded,
         order: Load,
+        draft: DraftModel | None,
     ) -> None:
         self.loaded = loaded
         self._model = model
-        self._codec = codec
+        self.codec = codec
         self._adapters = Adapters(model, order.adapters, order.adapters_bytes_max)
+        self.trunk = find_trunk(model, self._adapters.routes)
         self._cache_keys = prefixes.cache_keys(order)
-        self._prefixes = prefixes.open_prefixes(order, model, loaded.kv_bytes_per_token)
+        # What is kept of beginnings has the form of plain caches.
+        keeps = order if order.kv_bits is None else replace(order, prefix_bytes_max=0, prefix_folder=None)
+        self._prefixes = prefixes.open_prefixes(keeps, model, loaded.kv_bytes_per_token)
         self._batch = Batch(
             model,
             sequences_max=order.batch_sequences_max,
@@ -62,6 +70,9 @@ class TextEngine:
             prefixes=self._prefixes,
             routes=self._adapters.routes,
         )
+        self._draft = draft
+        self._looks_up = order.lookup
+        self._cache_maker = CacheMaker(model, order.kv_bits)
         self._running: dict[int, _Running] = {}
         self._parking: Parking[Member] = Parking(order.parked_bytes_max)
 
@@ -80,9 +91,12 @@ class TextEngine:
             weights_bytes=loading.parameter_bytes(model),
             vocabulary_tokens=loading.vocabulary_tokens(config),
             load_s=time.monotonic() - started_s,
-            kv_bytes_per_token=loading.kv_bytes_per_token(model),
+            kv_bytes_per_token=loading.kv_bytes_per_token(model, CacheMaker(model, order.kv_bits)),
         )
-        return cls(model, codec, loaded, order)
+        draft = None
+        if order.draft_path is not None:
+            draft = load_draft(Path(order.draft_path), codec, order.float32, report)
+        return cls(model, codec, loaded, order, draft)
 
     def prepare(self, request: Generate) -> Prepared:
         tokens = self._prompt_tokens(request)
@@ -106,21 +120,21 @@ class TextEngine:
             return request.prompt_tokens
         context = self.loaded.context_tokens
         if request.messages is not None:
-            text = self._codec.render_chat(
+            text = self.codec.render_chat(
                 request.messages, request.accepted_unix_s, tools=tools, thinks=has_room_to_think(request)
             )
         else:
             text = request.prompt or ""
-        if len(text) > context * _CHARS_PER_TOKEN_MAX:
+        if len(text) > context * CHARS_PER_TOKEN_MAX:
             raise _too_long(f"{len(text)} characters", context)
-        return self._codec.encode(text, special=request.messages is None)
+        return self.codec.encode(text, special=request.messages is None)
 
     def submit(self, id: int, prepared: Prepared) -> Emission | None:
         request, prompt = prepared.request, prepared.prompt_tokens
         delivered = request.delivered_tokens
         answer_tokens_max = min(request.max_tokens, self.loaded.context_tokens - len(prompt))
-        outputs = open_output(request, self._codec, prompt)
-        sequence = Sequence(id, request, self._codec, outputs, answer_tokens_max - len(delivered))
+        outputs = open_output(request, self.codec, prompt)
+        sequence = Sequence(id, request, self.codec, outputs, answer_tokens_max - len(delivered))
         only = sequence.replay(delivered)
         if only is not None:
             return only
@@ -142,7 +156,7 @@ class TextEngine:
             cached, caches = parked.cached, parked.caches
             chosen, chances = (parked.chosen, parked.chances) if cached == len(tokens) else (None, None)
         else:
-            cached, caches, chosen, chances = 0, make_prompt_cache(self._model), None, None
+            cached, caches, chosen, chances = 0, self._cache_maker.make(), None, None
         grammar = prepared.grammar
         return Member(
             id=id,
@@ -154,7 +168,7 @@ class TextEngine:
             sampler=make_sampler(request.sampling, self.loaded.vocabulary_tokens),
             processors=make_logits_processors(request.sampling, len(prompt)),
             constraint=None if grammar is None else grammar.start(request.delivered_tokens),
-            guesser=Lookup(),
+            guesser=self._guesser(),
             logprobs=request.logprobs,
             adapter=request.adapter,
             cache_key=self._cache_keys[request.adapter],
@@ -165,6 +179,11 @@ class TextEngine:
             chosen=chosen,
             chances=chances,
         )
+
+    def _guesser(self) -> Guesser | None:
+        if self._draft is not None:
+            return self._draft.guesser()
+        return Lookup() if self._looks_up else None
 
     @property
     def prefill_tokens(self) -> int:
@@ -225,21 +244,21 @@ class TextEngine:
 
     def tokenize(self, text: str) -> list[int]:
         context = self.loaded.context_tokens
-        if len(text) > context * _CHARS_PER_TOKEN_MAX:
+        if len(text) > context * CHARS_PER_TOKEN_MAX:
             raise RpcError(
                 ErrorKind.LIMIT_EXCEEDED,
                 f"the text is too long: {len(text)} characters are more than any prompt of this model; send less at once",
                 path="$.text",
             )
-        return self._codec.encode(text, special=False)
+        return self.codec.encode(text, special=False)
 
     def detokenize(self, tokens: list[int]) -> str:
         _check_tokens(tokens, self.loaded.vocabulary_tokens, "$.tokens")
-        return self._codec.decode(tokens)
+        return self.codec.decode(tokens)
 
 
 def _with_cached(running: _Running, emission: Emission) -> Emission:
-    return msgspec.structs.replace(emission, cached_tokens=running.cached_tokens)
+    return replace(emission, cached_tokens=running.cached_tokens)
 
 
 def _too_long(what: str, context_tokens: int) -> RpcError:

@@ -7,6 +7,7 @@ then weighs more than what all others lose (proportional fairness: Kelly 1997, C
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -55,17 +56,37 @@ class Record(msgspec.Struct):
         return max(self.right, _RIGHT_LEAST)
 
 
+class Guesser(Protocol):
+    """Guesses how one sequence goes on. What it is given only ever becomes more."""
+
+    record: Record
+
+    @property
+    def token_s(self) -> float:
+        """What one guess takes."""
+        ...
+
+    def may_follow(self, tokens: list[int]) -> int:
+        """So many tokens it could guess, 0: none."""
+        ...
+
+    def guess(self, tokens: list[int], count: int) -> list[int]:
+        """The next ones, no more than it could."""
+        ...
+
+
 class Ahead(msgspec.Struct, frozen=True):
-    """Tokens that could be fed to one sequence behind its last. Of guesses `right` says how likely each is; None: they are
-    certain.
+    """So many tokens could be fed to one sequence behind its last. Of guesses `right` says how likely each is, and `token_s` how
+    long it takes to guess it; None: they are certain.
     """
 
-    tokens: list[int]
+    longest: int
     right: float | None = None
+    token_s: float = 0.0
 
     def gain(self, count: int) -> float:
         """Tokens that feeding so many of them gives, in the mean."""
-        count = min(count, len(self.tokens))
+        count = min(count, self.longest)
         if self.right is None or self.right >= 1.0:
             return float(count)
         return self.right * (1.0 - self.right**count) / (1.0 - self.right)
@@ -91,14 +112,15 @@ class Widths:
         """How many of each are fed, at most; 0: it does not pay. One entry for each sequence of the batch."""
         sequences = len(aheads)
         plain_s = self._plain_s.get(sequences)
-        longest = max((len(ahead.tokens) for ahead in aheads if ahead is not None), default=0)
-        if not plain_s:
+        known = [ahead for ahead in aheads if ahead is not None]
+        if not plain_s or not known:
             return 0
+        longest = max(ahead.longest for ahead in known)
         best, best_gain = 0, sequences * math.log(_GAIN_MIN)
         for count in range(1, min(longest, TOKENS_MAX) + 1):
-            slower = 1.0 + self._token_s * sequences * count / plain_s
-            gained = sum(math.log1p(ahead.gain(count)) for ahead in aheads if ahead is not None)
-            gain = gained - sequences * math.log(slower)
+            guess_s = sum(ahead.token_s * min(count, ahead.longest) for ahead in known)
+            slower = 1.0 + (self._token_s * sequences * count + guess_s) / plain_s
+            gain = sum(math.log1p(ahead.gain(count)) for ahead in known) - sequences * math.log(slower)
             if gain > best_gain:
                 best, best_gain = count, gain
         return best

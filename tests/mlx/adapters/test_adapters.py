@@ -45,11 +45,10 @@ def train(folder: Path, seed: int, parameters: dict[str, object] = LORA) -> Path
     model.freeze()
     linear_to_lora_layers(model, 2, parameters)
     mx.random.seed(seed)
-    drawn = [
-        (name, mx.random.normal(leaf.shape)) for name, leaf in tree_flatten(model.trainable_parameters())
-    ]
+    leaves: list[tuple[str, mx.array]] = tree_flatten(model.trainable_parameters())  # type: ignore[assignment]
     folder.mkdir()
-    mx.save_safetensors(str(folder / "adapters.safetensors"), dict(drawn))
+    drawn = {name: mx.random.normal(leaf.shape) for name, leaf in leaves}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), drawn)
     (folder / "adapter_config.json").write_text(
         json.dumps({"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters})
     )

@@ -18,6 +18,7 @@ from mlxsup.worker.engine import loading, stages
 from mlxsup.worker.engine.batch import Batch
 from mlxsup.worker.engine.member import Choice, Member
 from mlxsup.worker.engine.parking import Parking
+from mlxsup.worker.engine.quantised import CacheMaker
 from mlxsup.worker.engine.sampling import greedy, make_logits_processors, make_sampler
 from tests.fakes.requests import GREEDY
 from tests.mlx.worker.guessing import Eager, Guesser
@@ -388,7 +389,7 @@ def test_sampling_and_penalties_are_those_of_the_position_after_giving_way(model
 
 def test_a_token_takes_in_the_cache_what_the_shape_of_the_model_says(model: nn.Module) -> None:
     # Keys and values of two heads of eight dimensions, in each layer.
-    assert loading.kv_bytes_per_token(model) == LAYERS * 2 * 2 * 8 * 4
+    assert loading.kv_bytes_per_token(model, CacheMaker(model, None)) == LAYERS * 2 * 2 * 8 * 4
 
 
 class Refusing:
