@@ -85,7 +85,7 @@ class TextCodec:
             options["enable_thinking"] = False
         turns = [_turn(message, index) for index, message in enumerate(messages)]
         try:
-            with template_clock(self._tokenizer, at_unix_s):
+            with template_clock(self._tokenizer, at_unix_s, options.get("tools")):
                 prompt = self._tokenizer.apply_chat_template(
                     turns, tokenize=False, add_generation_prompt=True, **options
                 )

@@ -14,8 +14,12 @@ _moment: ContextVar[datetime | None] = ContextVar("_moment", default=None)
 
 
 @contextmanager
-def template_clock(tokenizer: TokenizerWrapper, unix_s: float | None) -> Iterator[None]:
+def template_clock(
+    tokenizer: TokenizerWrapper, unix_s: float | None, tools: list[dict[str, Any]] | None = None
+) -> Iterator[None]:
     """Within it the tokenizer's template is rendered at that moment of the wall clock; safe in several threads.
+
+    Some tokenizers have another template for a conversation with `tools`.
 
     transformers turns every variable that it is given into plain text, also a function. So the function is put where the
     template that it compiles once, and keeps, has its own.
@@ -25,7 +29,7 @@ def template_clock(tokenizer: TokenizerWrapper, unix_s: float | None) -> Iterato
     )
     # mlx-lm has templates of its own in Python, which know no day.
     if compile_template is not None and getattr(tokenizer, "chat_template", None) is not None:
-        compile_template(tokenizer.get_chat_template()).globals["strftime_now"] = _strftime_then
+        compile_template(tokenizer.get_chat_template(tools=tools)).globals["strftime_now"] = _strftime_then
     token = _moment.set(None if unix_s is None else datetime.fromtimestamp(unix_s))
     try:
         yield

@@ -6,6 +6,7 @@ from threading import Thread
 
 import pytest
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tool_parsers import json_tools
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -35,12 +36,16 @@ PAST = datetime(2019, 3, 31, 12, 0).timestamp()
 PROMPT_THEN = "<s>Cutting Knowledge Date: December 2023\nToday Date: 31 Mar 2019\n\nSunday: hi"
 
 
-@pytest.fixture
-def codec() -> TextCodec:
+def make_tokenizer(template: str | dict[str, str]) -> PreTrainedTokenizerFast:
     backend = Tokenizer(WordLevel({"<s>": 0, "<unk>": 1}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
-    tokenizer.chat_template = TEMPLATE
-    return TextCodec(TokenizerWrapper(tokenizer))
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture
+def codec() -> TextCodec:
+    return TextCodec(TokenizerWrapper(make_tokenizer(TEMPLATE)))
 
 
 def test_the_day_is_that_of_the_moment_that_was_asked_for(codec: TextCodec) -> None:
@@ -54,6 +59,20 @@ def test_without_a_moment_it_is_today_also_after_another_one(codec: TextCodec) -
     days.add(time.strftime("%d %b %Y"))
 
     assert any(f"Today Date: {day}\n" in prompt for day in days)
+
+
+def test_a_template_of_its_own_for_tools_has_the_same_clock() -> None:
+    templates = {"default": TEMPLATE, "tool_use": '{{ strftime_now("%d %b %Y") }} {{ tools | length }}'}
+    wrapper = TokenizerWrapper(
+        make_tokenizer(templates),
+        tool_parser=json_tools.parse_tool_call,
+        tool_call_start=json_tools.tool_call_start,
+        tool_call_end=json_tools.tool_call_end,
+    )
+    tool = {"type": "function", "function": {"name": "f"}}
+
+    assert TextCodec(wrapper).render_chat(MESSAGES, PAST, tools=[tool]) == "31 Mar 2019 1"
+    assert TextCodec(wrapper).render_chat(MESSAGES, PAST) == PROMPT_THEN
 
 
 def test_two_threads_each_have_their_own_day(codec: TextCodec) -> None:
