@@ -8,11 +8,11 @@ from mlxsup.worker.engine.interface import LoadEngine  # noqa: E402  (nothing is
 from mlxsup.worker.process import run_worker  # noqa: E402
 
 
-def import_text_engine() -> LoadEngine:
-    from mlxsup.worker.engine.text import TextEngine
+def import_engine() -> LoadEngine:
+    from mlxsup.worker.engine.load import load_engine
 
-    return TextEngine.load
+    return load_engine
 
 
 if __name__ == "__main__":
-    run_worker(_PIPES, import_text_engine)
+    run_worker(_PIPES, import_engine)

@@ -14,7 +14,7 @@ from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.exit_codes import ExitCode
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.jsonrpc import encode_error, encode_result
-from mlxsup.worker.engine.interface import Emission, Engine, Prepared
+from mlxsup.worker.engine.interface import Embeds, Emission, Engine, Prepared, PreparedTexts
 from mlxsup.worker.inbox import Command, EndOfInput, Inbox
 from mlxsup.worker.lease import Lease
 from mlxsup.worker.outbox import Outbox
@@ -114,7 +114,7 @@ class BatchLoop:
                 self._lease.grant()
             case Command(params=link.Load()):
                 return ExitCode.PROTOCOL_ERROR
-            case Command(id=id, params=link.Generate()):
+            case Command(id=id, params=link.Generate() | link.Embed()):
                 self._preparing[id] = True
                 self._preparation.put(item)
             case Command():
@@ -125,13 +125,16 @@ class BatchLoop:
         wanted = self._preparing.pop(ready.id)
         if ready.prepared is None:
             return
-        delivered = len(ready.prepared.request.delivered_tokens)
-        self._running[ready.id] = _Counts(len(ready.prepared.prompt_tokens), delivered)
+        self._running[ready.id] = _counts(ready.prepared)
         only = self._submit(ready.id, ready.prepared) if wanted else _cancelled(ready.id)
         if only is not None:
             self._send([only])
 
-    def _submit(self, id: int, prepared: Prepared) -> Emission | None:
+    def _submit(self, id: int, prepared: Prepared | PreparedTexts) -> Emission | None:
+        if isinstance(prepared, PreparedTexts):
+            assert isinstance(self._engine, Embeds)
+            self._engine.submit_texts(id, prepared)
+            return None
         try:
             return self._engine.submit(id, prepared)
         except RpcError as error:
@@ -176,6 +179,7 @@ class BatchLoop:
                     prompt_tokens=counts.prompt,
                     completion_tokens=counts.completion,
                     cached_tokens=emission.cached_tokens,
+                    embeddings=[msgspec.Raw(vector) for vector in emission.embeddings],
                 )
                 answers.append(encode_result(emission.id, answer))
         if deltas or answers:
@@ -184,3 +188,9 @@ class BatchLoop:
 
 def _cancelled(id: int) -> Emission:
     return Emission(id, "", [], FinishReason.CANCELLED)
+
+
+def _counts(prepared: Prepared | PreparedTexts) -> _Counts:
+    if isinstance(prepared, PreparedTexts):
+        return _Counts(sum(map(len, prepared.texts)))
+    return _Counts(len(prepared.prompt_tokens), len(prepared.request.delivered_tokens))

@@ -23,6 +23,7 @@ _READ_BYTES = 256 * 1024
 _PARAMS: dict[str, type[Any]] = {
     link.LOAD: link.Load,
     link.GENERATE: link.Generate,
+    link.EMBED: link.Embed,
     link.TOKENIZE: link.Tokenize,
     link.DETOKENIZE: link.Detokenize,
     link.CANCEL: link.Cancel,

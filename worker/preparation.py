@@ -12,7 +12,7 @@ import msgspec
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.jsonrpc import encode_error, encode_result
-from mlxsup.worker.engine.interface import Engine, Prepared
+from mlxsup.worker.engine.interface import Embeds, Engine, Prepared, PreparedTexts
 from mlxsup.worker.inbox import Command
 from mlxsup.worker.outbox import Outbox
 from mlxsup.worker.vitals import Vitals
@@ -22,7 +22,7 @@ class Ready(msgspec.Struct, frozen=True):
     """A request to start; `prepared` is None when it was answered with an error instead."""
 
     id: int
-    prepared: Prepared | None
+    prepared: Prepared | PreparedTexts | None
 
 
 class Preparation:
@@ -57,13 +57,17 @@ class Preparation:
                     ErrorKind.INTERNAL, "cannot prepare this request: the model's tokenizer failed on it"
                 )
                 self._outbox.send(encode_error(command.id, failure))
-            if isinstance(command.params, link.Generate):
+            if isinstance(command.params, link.Generate | link.Embed):
                 self._deliver(Ready(command.id, prepared))
 
-    def _prepare(self, command: Command) -> Prepared | None:
+    def _prepare(self, command: Command) -> Prepared | PreparedTexts | None:
         match command.params:
             case link.Generate() as request:
                 return self._engine.prepare(request)
+            case link.Embed() as texts:
+                if not isinstance(self._engine, Embeds):
+                    raise RpcError(ErrorKind.UNSUPPORTED, "this model's engine makes no embeddings")
+                return self._engine.prepare_texts(texts)
             case link.Tokenize(text=text):
                 result: object = link.Tokenized(tokens=self._engine.tokenize(text))
             case link.Detokenize(tokens=tokens):

@@ -10,6 +10,7 @@ import msgspec
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason, GenerationResult, Priority, Usage
 from mlxsup.protocol.worker_link import Embed, Generated
+from mlxsup.supervisor.generation.extras import Extras
 from mlxsup.supervisor.generation.request import GenerationRequest, Observer
 
 
@@ -30,7 +31,7 @@ class _Sink:
     def __init__(self, settle: Settle) -> None:
         self.error = settle
 
-    def delta(self, _: str) -> None:
+    def delta(self, text: str, extras: Extras | None) -> None:
         raise AssertionError("an embedding has no text")
 
     def result(self, _: GenerationResult) -> None:

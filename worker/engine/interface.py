@@ -1,13 +1,13 @@
 """What the batch loop needs of an engine."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import FinishReason, TokenLogprob, ToolCall
-from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
+from mlxsup.protocol.worker_link import Embed, Generate, Load, Loaded, Tune
 from mlxsup.worker.engine.grammar.constraint import Grammar
 from mlxsup.worker.engine.prefixes.disk import Found
 
@@ -22,6 +22,7 @@ class Emission(msgspec.Struct, frozen=True):
     """What one step gave to one sequence; `finish` and `cached_tokens` are set on its last emission.
 
     `logprobs` has one for each token, if they were asked for. With an `error` it ends, and is answered with that.
+    `embeddings` come with the end of a request for them: a JSON array of each text.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Emission(msgspec.Struct, frozen=True):
     tool_calls: list[ToolCall] = []
     logprobs: list[TokenLogprob] = []
     error: RpcError | None = None
+    embeddings: list[bytes] = []
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -44,6 +46,13 @@ class Prepared(msgspec.Struct, frozen=True):
     request: Generate
     grammar: Grammar | None = None
     found: Found | None = None
+
+
+class PreparedTexts(msgspec.Struct, frozen=True):
+    """A request for embeddings made ready: its texts in tokens."""
+
+    texts: list[list[int]]
+    request: Embed
 
 
 class Lease(Protocol):
@@ -118,6 +127,19 @@ class Engine(Protocol):
     def tokenize(self, text: str) -> list[int]: ...
 
     def detokenize(self, tokens: list[int]) -> str: ...
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """An engine that makes embeddings, too. To all other methods such a request is as a sequence is."""
+
+    def prepare_texts(self, request: Embed) -> PreparedTexts:
+        """As `Engine.prepare`."""
+        ...
+
+    def submit_texts(self, id: int, prepared: PreparedTexts) -> None:
+        """As `Engine.submit`."""
+        ...
 
 
 LoadEngine = Callable[[Load, ReportLoad], Engine]

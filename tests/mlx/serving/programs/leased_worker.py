@@ -8,7 +8,7 @@ import os  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from mlxsup.worker.__main__ import import_text_engine  # noqa: E402
+from mlxsup.worker.__main__ import import_engine  # noqa: E402
 from mlxsup.worker.lease import Lease  # noqa: E402
 from mlxsup.worker.process import run_worker  # noqa: E402
 
@@ -22,4 +22,4 @@ def _grant_and_tell(lease: Lease) -> None:
 
 
 Lease.grant = _grant_and_tell  # type: ignore[assignment,method-assign]
-run_worker(_PIPES, import_text_engine)
+run_worker(_PIPES, import_engine)

@@ -1,0 +1,48 @@
+"""A model without its head: what gives the last hidden states of tokens."""
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxsup.worker.engine.adapters.linear import Routes
+from mlxsup.worker.engine.member import Caches
+
+# As mlx-lm's models call it, of the whole or of its part for text.
+_NAMES = ("model", "transformer", "backbone")
+
+
+class Trunk:
+    """Of a model that looks back only: what stands behind a token changes nothing of it."""
+
+    def __init__(self, model: nn.Module, part: nn.Module, routes: Routes) -> None:
+        self._model = model
+        self._part = part
+        self._routes = routes
+        self.dimensions = self(mx.zeros((1, 2), dtype=mx.int32), self.caches()).shape[-1]
+
+    def caches(self) -> Caches:
+        caches: Caches = make_prompt_cache(self._model)
+        return caches
+
+    def __call__(self, inputs: mx.array, caches: Caches) -> mx.array:
+        """Hidden states [rows, tokens, dimensions] of inputs [rows, tokens], built and not computed."""
+        self._routes.set([None] * inputs.shape[0])
+        hidden = self._part(inputs, cache=caches)
+        if not isinstance(hidden, mx.array) or hidden.shape[:2] != inputs.shape or hidden.ndim != 3:
+            raise TypeError("no hidden states")
+        return hidden
+
+
+def find_trunk(model: nn.Module, routes: Routes) -> Trunk | None:
+    """None where this model has none that could be told."""
+    for holder in (model, getattr(model, "language_model", None)):
+        for name in _NAMES:
+            part: Any = getattr(holder, name, None)
+            if isinstance(part, nn.Module):
+                try:
+                    return Trunk(model, part, routes)
+                except (TypeError, ValueError, AttributeError):
+                    continue
+    return None
