@@ -286,6 +286,37 @@ def pair(as_json: bool, check: bool, seed: int, **sizes: int) -> None:
     report.close(as_json=as_json, check=check)
 
 
+@main.command()
+@_common
+@click.option("--rounds", default=3, show_default=True, help="Pairs of runs of each text.")
+@click.option("--texts", default=6, show_default=True, type=click.IntRange(1, 12), help="Of each kind.")
+@click.option("--max-tokens", default=80, show_default=True, help="Of each answer.")
+@click.option("--streams", default=1, show_default=True, help="Answers that are computed at a time.")
+def speculate(as_json: bool, check: bool, seed: int, **sizes: int) -> None:
+    """Answers with and without guesses by prompt lookup: on texts that repeat their prompt, and on others."""
+    from scripts.benchmarks.report import Report
+    from scripts.benchmarks.speculate import SpeculateSizes, measure_speculate
+
+    report = Report("speculate", seed)
+    report.add(measure_speculate(SpeculateSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
+@main.command()
+@_common
+@click.option("--rounds", default=5, show_default=True, help="Pairs of runs.")
+@click.option("--streams", default=8, show_default=True, help="That are computed together.")
+@click.option("--max-tokens", default=64, show_default=True, help="Of each stream's answer.")
+def seeds(as_json: bool, check: bool, seed: int, **sizes: int) -> None:
+    """Streams with seeds of their own beside as many without: neither leaves the batch."""
+    from scripts.benchmarks.report import Report
+    from scripts.benchmarks.seeds import SeedSizes, measure_seeds
+
+    report = Report("seeds", seed)
+    report.add(measure_seeds(SeedSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
 @main.command(hidden=True)
 def null_worker() -> None:
     """A worker of the supervisor whose engine computes nothing."""

@@ -1,8 +1,9 @@
 """A load of text requests, put on a supervisor by the Trio client on one connection."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -36,13 +37,25 @@ class Run(msgspec.Struct, frozen=True):
 
 
 def run_streams(
-    socket: Path, prompts: Sequence[str], max_tokens: int, models: Sequence[str] = (MODEL,)
+    socket: Path,
+    prompts: Sequence[str],
+    max_tokens: int,
+    models: Sequence[str] = (MODEL,),
+    more_params: Callable[[int], dict[str, Any]] = lambda _: {},
 ) -> Run:
-    """All prompts at once, greedily, each as a stream; the models get them in turn."""
-    return trio.run(_run_streams, socket, prompts, max_tokens, models)
+    """All prompts at once, each as a stream; the models get them in turn. Greedily, if `more_params` of the prompt with that
+    number do not say otherwise.
+    """
+    return trio.run(_run_streams, socket, prompts, max_tokens, models, more_params)
 
 
-async def _run_streams(socket: Path, prompts: Sequence[str], max_tokens: int, models: Sequence[str]) -> Run:
+async def _run_streams(
+    socket: Path,
+    prompts: Sequence[str],
+    max_tokens: int,
+    models: Sequence[str],
+    more_params: Callable[[int], dict[str, Any]],
+) -> Run:
     answers: dict[int, Answer] = {}
 
     async def ask(client: Client, index: int, prompt: str) -> None:
@@ -51,6 +64,7 @@ async def _run_streams(socket: Path, prompts: Sequence[str], max_tokens: int, mo
             "prompt": prompt,
             "max_tokens": max_tokens,
             "temperature": 0,
+            **more_params(index),
         }
         async with client.stream("generate", params) as stream:
             pieces = [piece async for piece in stream]
