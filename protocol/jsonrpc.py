@@ -76,7 +76,21 @@ _decode_id = msgspec.json.Decoder(_IdEnvelope).decode
 _decode_any = msgspec.json.Decoder(_AnyEnvelope).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
-_encode = msgspec.json.Encoder().encode
+
+
+class JsonText:
+    """What is JSON already, as part of a result or of params: `json` is sent as it is."""
+
+    json: bytes
+
+
+def _encode_text(value: Any) -> msgspec.Raw:
+    if isinstance(value, JsonText):
+        return msgspec.Raw(value.json)
+    raise TypeError(f"no JSON is made of {type(value).__name__}")
+
+
+_encode = msgspec.json.Encoder(enc_hook=_encode_text).encode
 
 # msgspec reports bad UTF-8 and deep nesting outside its own hierarchy.
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

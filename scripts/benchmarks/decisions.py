@@ -26,6 +26,7 @@ from mlxsup.config.schema import Model, Scheduling
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import FinishReason, GenerationResult, Priority
 from mlxsup.protocol.worker_link import Delta, Generate, Generated, Order, Sampling, Step
+from mlxsup.supervisor.generation.extras import Extras
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.poison import PoisonWatch
 from mlxsup.supervisor.scheduling.flights import Place
@@ -182,7 +183,7 @@ def _counted_lines() -> Iterator[list[int]]:
 class _Nobody:
     """Where requests end here."""
 
-    def delta(self, text: str) -> None: ...
+    def delta(self, text: str, extras: Extras | None) -> None: ...
 
     def result(self, result: GenerationResult) -> None: ...
 

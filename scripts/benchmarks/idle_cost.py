@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -80,7 +81,7 @@ def measure_crash_loops(loops: int, say: Say) -> Section:
         abort = Fault(kind=FaultKind.ABORT).encode()
         faulty = [sys.executable, "-P", str(_FAULTY_WORKER), "--ledger", str(folder / "ledger")]
         source = str(make_null_model(folder / "model", 4096, 0.0))
-        tables = {
+        tables: dict[str, dict[str, Any]] = {
             "worker": {"command": [*faulty, "--load", abort]},
             f"models.{_CRASHING}": {"source": source},
         }

@@ -31,7 +31,7 @@ class _Sink:
     def __init__(self, settle: Settle) -> None:
         self.error = settle
 
-    def delta(self, text: str, extras: Extras | None) -> None:
+    def delta(self, text: str, extras: Extras | None) -> None:  # noqa: ARG002
         raise AssertionError("an embedding has no text")
 
     def result(self, _: GenerationResult) -> None:

@@ -34,6 +34,7 @@ from mlxsup.protocol.params import decode_params
 from mlxsup.protocol.service import CancelParams, Progress
 from mlxsup.protocol.service import Event as ServerEvent
 from mlxsup.supervisor.endpoint.outbox import ClientOutbox
+from mlxsup.supervisor.generation.extras import Extras
 from mlxsup.supervisor.service import Service
 
 _log = logging.getLogger(__name__)
@@ -86,8 +87,8 @@ class _Answer:
 
     # As the sink of a request for text:
 
-    def delta(self, text: str) -> None:
-        self._connection.put_delta(self.id, text)
+    def delta(self, text: str, extras: Extras | None) -> None:
+        self._connection.put_delta(self.id, text, extras)
 
     def result(self, result: GenerationResult) -> None:
         self.respond(result)
@@ -358,9 +359,9 @@ class Connection:
         self._outbox.end(id)
         self._changed.set()
 
-    def put_delta(self, id: Id, text: str) -> None:
+    def put_delta(self, id: Id, text: str, extras: Extras | None) -> None:
         self._check_outbox()
-        self._outbox.put_delta(id, text)
+        self._outbox.put_delta(id, text, extras)
         self._changed.set()
 
     def put_progress(self, id: Id, value: dict[str, Any]) -> None:

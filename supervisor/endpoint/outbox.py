@@ -8,9 +8,9 @@ from collections import deque
 
 import msgspec
 
-from mlxsup.protocol.generation import StreamDelta
 from mlxsup.protocol.jsonrpc import Id, encode_notification
 from mlxsup.protocol.methods import DELTA
+from mlxsup.supervisor.generation.extras import Extras, JoinedExtras, stream_delta
 
 # JSON around a delta's text, roughly; what counts is that an empty delta is not free.
 _DELTA_OVERHEAD_BYTES = 100
@@ -23,17 +23,27 @@ class _Delta(msgspec.Struct, gc=False):
 
     id: Id
     text: str
+    extras: Extras | None
     bytes_held: int
     joined: bytearray | None = None
+    joined_extras: JoinedExtras | None = None
 
-    def join(self, text: str) -> None:
+    def join(self, text: str, extras: Extras | None) -> None:
         if self.joined is None:
             self.joined = bytearray(self.text.encode())
         self.joined += text.encode()
+        if extras is None:
+            return
+        if self.joined_extras is None:
+            self.joined_extras = JoinedExtras()
+            if self.extras is not None:
+                self.joined_extras.add(self.extras)
+        self.joined_extras.add(extras)
 
     def encode(self) -> bytes:
         text = self.text if self.joined is None else self.joined.decode()
-        return encode_notification(DELTA, StreamDelta(id=self.id, index=0, text=text))
+        extras = self.extras if self.joined_extras is None else self.joined_extras.copy()
+        return encode_notification(DELTA, stream_delta(self.id, text, extras))
 
 
 class ClientOutbox:
@@ -51,15 +61,17 @@ class ClientOutbox:
         self._items.append(frame)
         self.bytes_held += len(frame)
 
-    def put_delta(self, id: Id, text: str) -> None:
+    def put_delta(self, id: Id, text: str, extras: Extras | None) -> None:
         count = len(text) if text.isascii() else len(text.encode())
+        if extras is not None:
+            count += extras.bytes_held
         delta = self._mergeable.get(id)
         if delta is None:
             count += _DELTA_OVERHEAD_BYTES
-            delta = self._mergeable[id] = _Delta(id, text, count)
+            delta = self._mergeable[id] = _Delta(id, text, extras, count)
             self._items.append(delta)
         else:
-            delta.join(text)
+            delta.join(text, extras)
             delta.bytes_held += count
         self.bytes_held += count
 

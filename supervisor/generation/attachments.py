@@ -2,10 +2,10 @@
 
 Rule 1: a key belongs to a model and to the `client` that the params name, if they do, whatever the connection; with it
 the same has to be asked for each time. Rule 2: each that is attached is answered once: with the request's end, or that of
-its own cancel or deadline. One that has left gets nothing more. Rule 3: a stream is sent all text so far in one piece, and
-then the rest as it comes: joined, its pieces are the text of its result. Rule 4: the cancel of the last that is attached
-cancels the request; its key is free from then on. Rule 5: when the last has left, or was too late, the request goes on
-for `reattach_s`, and is cancelled then unless somebody has attached meanwhile. Rule 6: a result is kept for
+its own cancel or deadline. One that has left gets nothing more. Rule 3: a stream is sent all so far in one piece, and then
+the rest as it comes: joined, its pieces are the text of its result, and what that has beside it. Rule 4: the cancel of the
+last that is attached cancels the request; its key is free from then on. Rule 5: when the last has left, or was too late, the
+request goes on for `reattach_s`, and is cancelled then unless somebody has attached meanwhile. Rule 6: a result is kept for
 `result_kept_s`, and given to whoever sends its request again; where there are too many the oldest go first. What was
 cancelled is not kept, and no error is: who sends it again has it computed.
 
@@ -25,6 +25,7 @@ import msgspec
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason, GenerationResult
 from mlxsup.protocol.service import KeyedStats
+from mlxsup.supervisor.generation.extras import Extras
 from mlxsup.supervisor.generation.request import GenerationRequest, Sink
 from mlxsup.supervisor.scheduling import refusals
 from mlxsup.supervisor.scheduling.indexed_heap import IndexedHeap
@@ -88,10 +89,10 @@ class _Shared:
         # In the order of their coming.
         self.attached: dict[Attachment, None] = {}
 
-    def delta(self, text: str) -> None:
+    def delta(self, text: str, extras: Extras | None) -> None:
         for attachment in self.attached:
             if attachment.stream:
-                attachment.sink.delta(text)
+                attachment.sink.delta(text, extras)
 
     def result(self, result: GenerationResult) -> None:
         for attachment in self._on_end(self, result):
@@ -107,6 +108,7 @@ class _Kept(msgspec.Struct, eq=False):
     digest: str
     accepted_s: float
     result: GenerationResult
+    extras: Extras | None
     bytes_held: int
 
 
@@ -159,14 +161,16 @@ class Attachments:
             self._check_room(shared)
             self._due.discard(shared)
             self._attach(attachment, shared)
-            _send_so_far(attachment, shared.request.text)
+            if attachment.stream:
+                _send_so_far(attachment, shared.request.text, shared.request.extras)
         else:
             kept = self._kept.get(key)
             if kept is None:
                 return False
             self._check_same(digest, kept.digest)
             attachment.ended = True
-            _send_so_far(attachment, kept.result.text)
+            if attachment.stream:
+                _send_so_far(attachment, kept.result.text, kept.extras)
             attachment.sink.result(_since(attachment, kept.accepted_s, kept.result))
         self._duplicates += 1
         return True
@@ -299,11 +303,15 @@ class Attachments:
 
     def _keep(self, shared: _Shared, result: GenerationResult) -> None:
         limits = self._limits
+        extras = shared.request.extras
         bytes_held = sys.getsizeof(result.text) + _RESULT_BYTES
+        if extras is not None:
+            # Once as the result has it, and once as a stream is sent it.
+            bytes_held += 2 * extras.bytes_held
         if bytes_held > limits.results_kept_bytes_max:
             return
         accepted_s = shared.request.marks.accepted_s
-        kept = _Kept(shared.key, shared.digest, accepted_s, result, bytes_held)
+        kept = _Kept(shared.key, shared.digest, accepted_s, result, extras, bytes_held)
         self._kept[kept.key] = kept
         self._kept_bytes += bytes_held
         self._put_due(kept, accepted_s + result.timings.total_ms / 1000 + limits.result_kept_s)
@@ -320,9 +328,9 @@ class Attachments:
         self._effects.look_again()
 
 
-def _send_so_far(attachment: Attachment, text: str) -> None:
-    if attachment.stream and text:
-        attachment.sink.delta(text)
+def _send_so_far(attachment: Attachment, text: str, extras: Extras | None) -> None:
+    if text or extras is not None:
+        attachment.sink.delta(text, extras)
 
 
 def _since(attachment: Attachment, accepted_s: float, result: GenerationResult) -> GenerationResult:

@@ -6,6 +6,7 @@ Rule 3: nothing is delivered after the end; what comes late is dropped.
 """
 
 from array import array
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -20,9 +21,12 @@ from mlxsup.protocol.generation import (
     ServedBy,
     TextPart,
     Timings,
+    TokenLogprob,
     Usage,
 )
-from mlxsup.protocol.worker_link import Embed, Generated, Order
+from mlxsup.protocol.logprobs import EncodedLogprobs
+from mlxsup.protocol.worker_link import Embed, Generate, Generated, Order
+from mlxsup.supervisor.generation.extras import Extras, JoinedExtras
 
 # To tell of every token of a thousand streams would take longer than to pass it on.
 _STRETCH_TOKENS = 16
@@ -31,7 +35,9 @@ _STRETCH_TOKENS = 16
 class Sink(Protocol):
     """Where a request's output goes. Calls come in order, `delta` any number of times, then one end."""
 
-    def delta(self, text: str) -> None: ...
+    def delta(self, text: str, extras: Extras | None) -> None:
+        """A piece of text, which may be empty, and what has come with it, if anything has."""
+        ...
 
     def result(self, result: GenerationResult) -> None: ...
 
@@ -97,22 +103,32 @@ class GenerationRequest:
         self._sink = sink
         self._observer = observer
         self._utf8 = bytearray()
+        # Only once there are any: most have none.
+        self._extras: JoinedExtras | None = None
 
     @cached_property
     def prompt_chars(self) -> int:
         """Of its text; counted once, since messages can have hundreds of thousands of parts. 0 where tokens are given."""
-        if isinstance(self.order, Embed):
-            return sum(map(len, self.order.texts))
-        if self.order.prompt is not None:
-            return len(self.order.prompt)
-        return sum(map(_message_chars, self.order.messages or ()))
+        order = self.order
+        if isinstance(order, Embed):
+            return sum(map(len, order.texts))
+        if order.prompt is not None:
+            return len(order.prompt)
+        return sum(map(_message_chars, order.messages or ())) + _tools_chars(order)
 
     def remaining_order(self) -> Order:
         """The order for the next worker: what was delivered counts as done."""
         if not self.tokens and not self.chars:
             return self.order
-        return msgspec.structs.replace(
+        order = msgspec.structs.replace(
             self.order, delivered_tokens=list(self.tokens), delivered_chars=self.chars
+        )
+        if self._extras is None:
+            return order
+        return msgspec.structs.replace(
+            order,
+            delivered_reasoning_chars=len(self._extras.reasoning),
+            delivered_tool_calls=len(self._extras.tool_calls),
         )
 
     def fruitless_resumes(self, tokens_min: int) -> int:
@@ -134,12 +150,17 @@ class GenerationRequest:
         """What was delivered up to now."""
         return self._utf8.decode()
 
+    @property
+    def extras(self) -> Extras | None:
+        """What was delivered up to now beside the text."""
+        return None if self._extras is None else self._extras.copy()
+
     def note_resume(self) -> None:
         """Another worker is to go on with it."""
         self._tokens_at_resumes.append(len(self.tokens))
 
-    def deliver(self, text: str, tokens: list[int], now_s: float) -> None:
-        """Text and tokens that the worker produced at `now_s`."""
+    def deliver(self, text: str, tokens: list[int], now_s: float, extras: Extras | None = None) -> None:
+        """Text and tokens that the worker produced at `now_s`, and what came with them."""
         if self.ended:
             return
         if tokens:
@@ -154,8 +175,12 @@ class GenerationRequest:
         if text:
             self.chars += len(text)
             self._utf8 += text.encode()
-            if self._stream:
-                self._sink.delta(text)
+        if extras is not None:
+            if self._extras is None:
+                self._extras = JoinedExtras()
+            self._extras.add(extras)
+        if self._stream and (text or extras is not None):
+            self._sink.delta(text, extras)
 
     def _next_tell(self) -> int:
         """A stretch further on; streams that began together are told of at different tokens."""
@@ -198,6 +223,7 @@ class GenerationRequest:
         marks = self.marks
         decode_s = (marks.last_token_s or 0.0) - (marks.first_token_s or 0.0)
         decoded = len(self.tokens) - 1
+        extras = self._extras
         return GenerationResult(
             text=self.text,
             finish_reason=finish,
@@ -209,7 +235,15 @@ class GenerationRequest:
                 tokens_per_second=round(decoded / decode_s, 2) if decoded > 0 and decode_s > 0 else 0.0,
             ),
             worker=worker,
+            reasoning=None if extras is None else extras.reasoning or None,
+            tool_calls=None if extras is None else list(extras.tool_calls) or None,
+            logprobs=self._logprobs(),
         )
+
+    def _logprobs(self) -> Sequence[TokenLogprob] | None:
+        if not isinstance(self.order, Generate) or self.order.logprobs is None:
+            return None
+        return EncodedLogprobs(b"") if self._extras is None else self._extras.logprobs
 
 
 def _ms(seconds: float) -> float:
@@ -217,9 +251,15 @@ def _ms(seconds: float) -> float:
 
 
 def _message_chars(message: Message) -> int:
+    calls = sum(len(call.function.name) + len(call.function.arguments) for call in message.tool_calls or ())
     content = message.content
     if content is None:
-        return 0
+        return calls
     if isinstance(content, str):
-        return len(content)
-    return sum(len(part.text) for part in content if isinstance(part, TextPart))
+        return calls + len(content)
+    return calls + sum(len(part.text) for part in content if isinstance(part, TextPart))
+
+
+def _tools_chars(order: Generate) -> int:
+    """A template shows them to the model, as JSON or much like it, unless it may call none."""
+    return len(msgspec.json.encode(order.tools)) if order.tools and order.tool_choice != "none" else 0

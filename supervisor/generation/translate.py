@@ -1,13 +1,15 @@
 """From a client's parameters to the order that a worker gets: defaults applied, the impossible refused. Pure."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from mlxsup.config.schema import Generation
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.generation import ChatParams, GenerateParams, GenerationParams, TextFormat
+from mlxsup.protocol.generation import ChatParams, GenerateParams, GenerationParams, NamedTool, TextFormat
 from mlxsup.protocol.worker_link import Generate, Sampling
+from mlxsup.supervisor.generation.checks import check_logprobs, check_messages, check_tools
 
 ValueT = TypeVar("ValueT")
 
@@ -18,20 +20,36 @@ def make_order(
     """The worker's order. `random_seed` serves a request that brings none; `now_unix_s` is the wall clock.
 
     Raises:
-        RpcError: UNSUPPORTED or INVALID_PARAMS, with the parameter's path.
+        RpcError: INVALID_PARAMS or LIMIT_EXCEEDED, with the parameter's path.
     """
-    _refuse_unsupported(params)
+    max_tokens = _or(params.max_tokens, defaults.max_tokens)
+    check_tools(params)
+    check_logprobs(params.logprobs, max_tokens)
     order = Generate(
-        max_tokens=_or(params.max_tokens, defaults.max_tokens),
+        max_tokens=max_tokens,
         sampling=_sampling(params, defaults, random_seed),
         seeded=params.seed is not None,
         stop=params.stop_strings,
+        format=None if isinstance(params.response_format, TextFormat) else params.response_format,
+        tools=msgspec.to_builtins(params.tools or []),
+        tool_choice=_tool_choice(params),
+        logprobs=params.logprobs,
+        adapter=params.adapter,
     )
     return _with_prompt(order, params, now_unix_s)
 
 
+def _tool_choice(params: GenerationParams) -> str | dict[str, Any] | None:
+    choice = params.tool_choice
+    if isinstance(choice, NamedTool):
+        named: dict[str, Any] = msgspec.to_builtins(choice)
+        return named
+    return choice
+
+
 def _with_prompt(order: Generate, params: ChatParams | GenerateParams, now_unix_s: float) -> Generate:
     if isinstance(params, ChatParams):
+        check_messages(params.messages)
         return replace(order, messages=params.messages, accepted_unix_s=now_unix_s)
     if (params.prompt is None) == (params.prompt_tokens is None):
         raise RpcError(
@@ -52,22 +70,6 @@ def _sampling(params: GenerationParams, defaults: Generation, random_seed: int) 
         seed=_or(params.seed, random_seed),
         logit_bias=params.logit_bias or {},
     )
-
-
-def _refuse_unsupported(params: GenerationParams) -> None:
-    asked = {
-        "logprobs": params.logprobs is not None,
-        "response_format": not isinstance(params.response_format, TextFormat | None),
-        "tools": bool(params.tools),
-        "tool_choice": params.tool_choice not in (None, "none", "auto"),
-    }
-    for name, is_asked in asked.items():
-        if is_asked:
-            raise RpcError(
-                ErrorKind.UNSUPPORTED,
-                f"`$.{name}` is not supported by this model's engine; leave it out",
-                path=f"$.{name}",
-            )
 
 
 def _or(value: ValueT | None, default: ValueT) -> ValueT:

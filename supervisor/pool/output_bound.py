@@ -6,7 +6,7 @@ A confused worker that never stops would otherwise fill the supervisor's memory 
 import msgspec
 
 from mlxsup.protocol.errors import RpcError
-from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.generation import FinishReason, TokenLogprob, ToolCall
 from mlxsup.protocol.worker_link import Embed, Generated, Order, Step
 
 # Far more than the longest token of any vocabulary.
@@ -14,9 +14,17 @@ TOKEN_CHARS_MAX = 1024
 
 
 class _Left(msgspec.Struct):
+    """`logprobs` are so many of other tokens for each, None: none at all."""
+
     tokens: int = 0
     chars: int = 0
     embeddings: int = 0
+    logprobs: int | None = None
+
+    @property
+    def token_chars(self) -> int:
+        """Of what one token is in the answer, and of all that it has among the logprobs."""
+        return TOKEN_CHARS_MAX * (1 if self.logprobs is None else 2 + self.logprobs)
 
 
 class OutputBound:
@@ -33,7 +41,8 @@ class OutputBound:
         delivered = len(order.delivered_tokens)
         self._left[id] = _Left(
             tokens=min(order.max_tokens, self.context_tokens) - delivered,
-            chars=TOKEN_CHARS_MAX * delivered - order.delivered_chars,
+            chars=TOKEN_CHARS_MAX * delivered - order.delivered_chars - order.delivered_reasoning_chars,
+            logprobs=order.logprobs,
         )
 
     def end(self, id: int) -> None:
@@ -53,17 +62,33 @@ class OutputBound:
         return len(answer.embeddings) != asked or not all(map(_is_array, answer.embeddings))
 
     def is_exceeded(self, step: Step) -> bool:
-        """Whether it brings a request beyond its tokens, or has more text than they can be."""
+        """Whether it brings a request beyond its tokens, or has more text than they can be, or logprobs of none of them."""
         for delta in step.deltas:
             left = self._left.get(delta.id)
             if left is None:
                 continue
             tokens = len(delta.tokens)
             left.tokens -= tokens
-            left.chars += TOKEN_CHARS_MAX * tokens - len(delta.text)
+            left.chars += left.token_chars * tokens - len(delta.text)
+            if delta.reasoning or delta.tool_calls:
+                left.chars -= len(delta.reasoning) + sum(map(_call_chars, delta.tool_calls))
+            if delta.logprobs:
+                if left.logprobs is None or len(delta.logprobs) > tokens:
+                    return True
+                if any(len(entry.top) > left.logprobs for entry in delta.logprobs):
+                    return True
+                left.chars -= sum(map(_logprob_chars, delta.logprobs))
             if left.tokens < 0 or left.chars < 0:
                 return True
         return False
+
+
+def _call_chars(call: ToolCall) -> int:
+    return 1 + len(call.id) + len(call.function.name) + len(call.function.arguments)
+
+
+def _logprob_chars(entry: TokenLogprob) -> int:
+    return len(entry.text) + sum(len(other.text) for other in entry.top)
 
 
 def _is_array(text: bytes) -> bool:

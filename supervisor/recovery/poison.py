@@ -228,7 +228,14 @@ def request_digest(model: str, order: Order) -> str:
 
 
 def _as_sent(order: Generate) -> Generate:
-    same = msgspec.structs.replace(order, accepted_unix_s=None, delivered_tokens=[], delivered_chars=0)
+    same = msgspec.structs.replace(
+        order,
+        accepted_unix_s=None,
+        delivered_tokens=[],
+        delivered_chars=0,
+        delivered_reasoning_chars=0,
+        delivered_tool_calls=0,
+    )
     if order.seeded:
         return same
     return msgspec.structs.replace(same, sampling=msgspec.structs.replace(order.sampling, seed=0))

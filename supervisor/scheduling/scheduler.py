@@ -16,6 +16,7 @@ from mlxsup.config.schema import Scheduling
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import FinishReason, Priority
 from mlxsup.protocol.worker_link import Embed, Generated, Step
+from mlxsup.supervisor.generation.extras import extras_of
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.recovery.poison import PoisonWatch, quarantined_error
 from mlxsup.supervisor.scheduling import refusals
@@ -190,7 +191,7 @@ class Scheduler:
                 answer_tokens += len(delta.tokens)
                 if len(request.tokens) == flight.tokens_before:
                     prompt_tokens += flight.prompt_tokens
-            request.deliver(delta.text, delta.tokens, now_s)
+            request.deliver(delta.text, delta.tokens, now_s, extras_of(delta))
         if self._dispatch.is_place(port):
             loaded, running = len(self._room) > 0, self._dispatch.running
             self._pace.note_step(prompt_tokens, answer_tokens, running, now_s, loaded=loaded)

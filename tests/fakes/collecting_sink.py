@@ -2,6 +2,7 @@
 
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import GenerationResult
+from mlxsup.supervisor.generation.extras import Extras
 from mlxsup.supervisor.generation.request import GenerationRequest
 
 
@@ -10,12 +11,15 @@ class CollectingSink:
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
+        self.extras: list[Extras] = []
         self.outcomes: list[GenerationResult | RpcError] = []
         self.counted: list[str] = []
 
-    def delta(self, text: str) -> None:
+    def delta(self, text: str, extras: Extras | None) -> None:
         assert not self.outcomes, "a delta after the end"
         self.pieces.append(text)
+        if extras is not None:
+            self.extras.append(extras)
 
     def result(self, result: GenerationResult) -> None:
         self.outcomes.append(result)

@@ -58,7 +58,7 @@ def put(outbox: ClientOutbox, new: Put | Delta | Respond) -> None:
         case Put(frame=frame):
             outbox.put(frame)
         case Delta(id=id, text=text):
-            outbox.put_delta(id, text)
+            outbox.put_delta(id, text, None)
         case Respond(id=id, result=result):
             outbox.put_response(id, encode_result(id, result))
 
@@ -110,7 +110,7 @@ def test_the_deltas_of_a_request_join_to_its_text_and_come_before_its_response(
     outbox = ClientOutbox()
     frames: list[bytes] = []
     for place, piece in enumerate(pieces):
-        outbox.put_delta(1, piece)
+        outbox.put_delta(1, piece, None)
         if place < len(takings) and takings[place]:
             frames += outbox.take(1)
     outbox.put_response(1, encode_result(1, 0))
@@ -124,7 +124,7 @@ def test_the_deltas_of_a_request_join_to_its_text_and_come_before_its_response(
 def test_ids_of_another_type_are_other_requests() -> None:
     outbox = ClientOutbox()
     for id in (1, "1", None, 1, "1", None):
-        outbox.put_delta(id, str(type(id)))
+        outbox.put_delta(id, str(type(id)), None)
     assert [read(frame) for frame in outbox.take(1 << 30)] == [
         Delta(id, 2 * str(type(id))) for id in (1, "1", None)
     ]
@@ -132,9 +132,9 @@ def test_ids_of_another_type_are_other_requests() -> None:
 
 def test_a_delta_of_a_new_request_with_the_id_of_an_answered_one_does_not_join_the_old_ones() -> None:
     outbox = ClientOutbox()
-    outbox.put_delta(1, "old")
+    outbox.put_delta(1, "old", None)
     outbox.put_response(1, encode_result(1, 0))
-    outbox.put_delta(1, "new")
+    outbox.put_delta(1, "new", None)
     assert [read(frame) for frame in outbox.take(1 << 30)] == [
         Delta(1, "old"),
         Respond(1, 0),
@@ -144,11 +144,11 @@ def test_a_delta_of_a_new_request_with_the_id_of_an_answered_one_does_not_join_t
 
 def test_an_id_may_be_used_again_before_the_answer_of_the_old_one_is_put() -> None:
     outbox = ClientOutbox()
-    outbox.put_delta(1, "old")
+    outbox.put_delta(1, "old", None)
     outbox.end(1)
     outbox.end(2)
-    outbox.put_delta(1, "new")
-    outbox.put_delta(1, "er")
+    outbox.put_delta(1, "new", None)
+    outbox.put_delta(1, "er", None)
     assert [read(frame) for frame in outbox.take(1 << 30)] == [Delta(1, "old"), Delta(1, "newer")]
     assert outbox.bytes_held == 0
 
@@ -165,7 +165,7 @@ def test_a_reader_that_never_reads_costs_about_the_bytes_that_are_counted(reques
     tracemalloc.start()
     try:
         for number in range(50_000):
-            outbox.put_delta(number % requests, f"{number % 1000:03} ")
+            outbox.put_delta(number % requests, f"{number % 1000:03} ", None)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
