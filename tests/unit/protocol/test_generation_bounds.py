@@ -13,7 +13,17 @@ from mlxsup.protocol.params import decode_params
 
 DAY_MS = 24 * 3600 * 1000
 TOOL = {"type": "function", "function": {"name": "f"}}
+WHOLE_TOOL = {
+    "type": "function",
+    "function": {"name": "aZ0_.-", "description": "", "parameters": {"type": "object", "properties": {}}},
+}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+
+
+def _tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": function}
+
 
 INTEGERS = {
     "max_tokens": (1, 1 << 24),
@@ -72,8 +82,31 @@ OTHERS: dict[str, tuple[list[Any], list[Any]]] = {
             "text",
         ],
     ),
-    "tools": ([[], [TOOL], [TOOL] * 128], [[TOOL] * 129, [1], TOOL]),
-    "tool_choice": (["auto", "none", TOOL], [1, True, ["auto"]]),
+    "tools": (
+        [[], [TOOL], [WHOLE_TOOL], [TOOL] * 128, [_tool(name="x" * 64)]],
+        [
+            [TOOL] * 129,
+            [1],
+            TOOL,
+            [{}],
+            [{"type": "function"}],
+            [{"type": "retrieval", "function": {"name": "f"}}],
+            [{**TOOL, "extra": 1}],
+            [_tool()],
+            [_tool(name="")],
+            [_tool(name="x" * 65)],
+            [_tool(name="a b")],
+            [_tool(name="a\n")],
+            [_tool(name="f", strict=True)],
+            [_tool(name="f", description=1)],
+            [_tool(name="f", parameters=[])],
+        ],
+    ),
+    "tool_choice": (
+        ["auto", "none", "required", TOOL],
+        [1, True, ["auto"], "any", {}, WHOLE_TOOL, {"type": "function"}, {"type": "function", "name": "f"}],
+    ),
+    "adapter": (["a", "x" * 128], ["", "x" * 129, 1]),
     "priority": (["interactive", "high", "normal", "background"], ["urgent", "", "NORMAL", 1]),
     "client": (["a", "x" * 128], ["", "x" * 129, 1]),
     "idempotency_key": (["a", "x" * 128], ["", "x" * 129, 1]),
@@ -81,7 +114,7 @@ OTHERS: dict[str, tuple[list[Any], list[Any]]] = {
         [
             [{"role": role, "content": "a"} for role in ("system", "developer", "user", "assistant", "tool")],
             [{"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]}],
-            [{"role": "assistant", "content": None, "tool_calls": [TOOL] * 128}],
+            [{"role": "assistant", "content": None, "tool_calls": [CALL] * 128}],
             [{"role": "tool", "tool_call_id": "x" * 128, "name": "x" * 128}],
             [{"role": "user"}] * 4096,
         ],
@@ -94,7 +127,13 @@ OTHERS: dict[str, tuple[list[Any], list[Any]]] = {
             [{"role": "user", "content": [{"type": "audio"}]}],
             [{"role": "user", "content": [{"type": "text", "text": "a"}] * 1025}],
             [{"role": "user", "name": "x" * 129}],
-            [{"role": "user", "tool_calls": [TOOL] * 129}],
+            [{"role": "user", "tool_calls": [CALL] * 129}],
+            [{"role": "assistant", "tool_calls": [TOOL]}],
+            [{"role": "assistant", "tool_calls": [{**CALL, "id": ""}]}],
+            [{"role": "assistant", "tool_calls": [{**CALL, "id": 1}]}],
+            [{"role": "assistant", "tool_calls": [{**CALL, "type": "code"}]}],
+            [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {}}}]}],
+            [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "", "arguments": "{}"}}]}],
             [{"role": "user", "unknown": 1}],
         ],
     ),
