@@ -16,6 +16,7 @@ from mlxsup.worker.engine.batch import Batch
 from mlxsup.worker.engine.codec import TextCodec
 from mlxsup.worker.engine.draft import DraftModel, load_draft
 from mlxsup.worker.engine.embedding.trunk import find_trunk
+from mlxsup.worker.engine.features import ABLE, refuse_unsupported
 from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, ReportLoad
 from mlxsup.worker.engine.lookup import Lookup
 from mlxsup.worker.engine.member import Choice, Member
@@ -99,6 +100,7 @@ class TextEngine:
         return cls(model, codec, loaded, order, draft)
 
     def prepare(self, request: Generate) -> Prepared:
+        refuse_unsupported(request, ABLE["text"])
         tokens = self._prompt_tokens(request)
         context = self.loaded.context_tokens
         if not tokens:
