@@ -11,8 +11,8 @@ import msgspec
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
-from mlxsup.protocol.worker_link import Generate, Loaded, Tune
-from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared
+from mlxsup.protocol.worker_link import Embed, Generate, Loaded, Tune
+from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, PreparedTexts
 from scripts.faulty_worker.faults import Faults
 from scripts.faulty_worker.script import FaultKind, Script
 
@@ -56,6 +56,18 @@ def _piece(seed: int, number: int) -> str:
     return f" {number}" if (seed + number) % 8 == 0 else _PIECES[(seed + number * _STRIDE) % len(_PIECES)]
 
 
+def faulty_embedding(seed: int) -> list[float]:
+    """Of a text that is a script with this seed."""
+    return [seed + 0.5, 1.0]
+
+
+class _Texts(msgspec.Struct):
+    """Of a request for embeddings; so many are done."""
+
+    scripts: list[Script]
+    done: int = 0
+
+
 class _Sequence(msgspec.Struct):
     """`held` is text of tokens that are delivered, which is not; `struck` once its fault has, here.
 
@@ -84,13 +96,14 @@ class FaultyEngine:
         self._weights = weights
         self._prefill_chunk_tokens = prefill_chunk_tokens
         self._running: dict[int, _Sequence] = {}
+        self._texts: dict[int, _Texts] = {}
 
     @property
     def sequences(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._texts)
 
     def prepare(self, request: Generate) -> Prepared:
-        script = _script(request)
+        script = _script(request.prompt or "", "$.prompt")
         delivered = request.delivered_tokens
         if delivered != faulty_tokens(script.seed, len(delivered)):
             raise RpcError(ErrorKind.INTERNAL, "the delivered tokens are not those of this request")
@@ -101,7 +114,8 @@ class FaultyEngine:
         return Prepared([0] * script.prompt_tokens, request)
 
     def submit(self, id: int, prepared: Prepared) -> Emission | None:
-        request, script = prepared.request, _script(prepared.request)
+        request = prepared.request
+        script = _script(request.prompt or "", "$.prompt")
         done = len(request.delivered_tokens)
         held = faulty_text(script.seed, done)[request.delivered_chars :]
         if done >= request.max_tokens:
@@ -116,7 +130,19 @@ class FaultyEngine:
         self._running[id] = sequence
         return None
 
+    def prepare_texts(self, request: Embed) -> PreparedTexts:
+        for place, text in enumerate(request.texts):
+            fault = _script(text, request.path(place)).fault
+            if fault is not None:
+                self._faults.check(fault)
+        return PreparedTexts([[0]] * len(request.texts), request)
+
+    def submit_texts(self, id: int, prepared: PreparedTexts) -> None:
+        self._texts[id] = _Texts([_script(text, "") for text in prepared.request.texts])
+
     def cancel(self, id: int) -> Emission:
+        if self._texts.pop(id, None) is not None:
+            return Emission(id, "", [], FinishReason.CANCELLED)
         return Emission(id, self._running.pop(id).held, [], FinishReason.CANCELLED)
 
     give_way = cancel
@@ -142,7 +168,8 @@ class FaultyEngine:
         return min(self._prefill_chunk_tokens, sequence.prefill_left)
 
     def step(self, _: IsWanted) -> list[Emission]:
-        """A chunk of every prompt, and a token for every sequence whose prompt was done before."""
+        """A chunk of every prompt, a token for every sequence whose prompt was done before, and a text of all to be embedded."""
+        embedded = [emission for id in list(self._texts) for emission in self._embed(id)]
         decoding = {id: sequence for id, sequence in self._running.items() if not sequence.prefill_left}
         self._prefill()
         for sequence in decoding.values():
@@ -152,7 +179,21 @@ class FaultyEngine:
                 self._faults.strike(fault)
         self._faults.take_part(len(decoding))
         _pause(max((sequence.script.token_ms for sequence in decoding.values()), default=0.0))
-        return [self._advance(id, sequence) for id, sequence in decoding.items()]
+        return embedded + [self._advance(id, sequence) for id, sequence in decoding.items()]
+
+    def _embed(self, id: int) -> list[Emission]:
+        """The next text, whose fault strikes before; the end behind the last one."""
+        texts = self._texts[id]
+        script = texts.scripts[texts.done]
+        if script.fault is not None:
+            self._faults.strike(script.fault)
+        _pause(script.token_ms)
+        texts.done += 1
+        if texts.done < len(texts.scripts):
+            return []
+        del self._texts[id]
+        vectors = [msgspec.json.encode(faulty_embedding(each.seed)) for each in texts.scripts]
+        return [Emission(id, "", [], FinishReason.STOP, embeddings=vectors)]
 
     def _prefill(self) -> None:
         for sequence in self._running.values():
@@ -182,13 +223,11 @@ class FaultyEngine:
         return bytes(token % 256 for token in tokens).decode(errors="replace")
 
 
-def _script(request: Generate) -> Script:
+def _script(text: str, path: str) -> Script:
     try:
-        return msgspec.json.decode(request.prompt or "", type=Script)
+        return msgspec.json.decode(text, type=Script)
     except (msgspec.DecodeError, UnicodeEncodeError) as error:
-        raise RpcError(
-            ErrorKind.INVALID_PARAMS, f"`$.prompt` is no script: {error}", path="$.prompt"
-        ) from None
+        raise RpcError(ErrorKind.INVALID_PARAMS, f"`{path}` is no script: {error}", path=path) from None
 
 
 def _pause(milliseconds: float) -> None:

@@ -54,6 +54,8 @@ class Plan(msgspec.Struct, kw_only=True):
     """So many tokens behind is the text, as with letters of several tokens; the last brings what is missing."""
     answers_questions: bool = False
     """Also `tokenize` and `detokenize`, with `question_tokens`."""
+    embeddings_max: int | None = None
+    """It answers with so many of those that it was asked for."""
 
 
 class MemoryWorker:
@@ -74,6 +76,7 @@ class MemoryWorker:
         self.complaints, self.stderr = self.make_pipe()
         self.order: link.Load | None = None
         self._sequences: dict[int, link.Generate] = {}
+        self._embeds: dict[int, link.Embed] = {}
         self._done: dict[int, int] = {}
         self._chars: dict[int, int] = {}
         # Of how many tokens the text is known, and that text.
@@ -164,8 +167,14 @@ class MemoryWorker:
                 self._given.set()
                 if len(order.delivered_tokens) >= order.max_tokens:
                     await self._say(self._answer(_id(call), FinishReason.LENGTH))
+            case link.EMBED:
+                self._embeds[_id(call)] = msgspec.json.decode(call.params or b"", type=link.Embed)
+                self._done[_id(call)] = 0
+                self._given.set()
             case link.CANCEL:
                 cancel = msgspec.json.decode(call.params or b"", type=link.Cancel)
+                if cancel.id in self._embeds:
+                    await self._say(self._end_embed(cancel.id, FinishReason.CANCELLED))
                 if cancel.id in self._sequences:
                     await self._drop(cancel.id, goes_on=cancel.goes_on)
             case link.TOKENIZE if self.plan.answers_questions:
@@ -200,8 +209,8 @@ class MemoryWorker:
         token_s = self.plan.token_s
         steps = 0
         while True:
-            while not self._sequences or self._lived_s() >= self._stuck_s():
-                if self._phase == "batch" and not self._sequences:
+            while not (self._sequences or self._embeds) or self._lived_s() >= self._stuck_s():
+                if self._phase == "batch" and not (self._sequences or self._embeds):
                     self._phase = "idle"
                 self._given = trio.Event()
                 await self._given.wait()
@@ -214,7 +223,7 @@ class MemoryWorker:
             if self._lived_s() >= self._stuck_s():
                 continue
             self._moved_s = trio.current_time()
-            self._phase = "batch" if self._sequences else "idle"
+            self._phase = "batch" if self._sequences or self._embeds else "idle"
             await self._step()
 
     async def _step(self) -> None:
@@ -227,10 +236,33 @@ class MemoryWorker:
             deltas.append(link.Delta(id, self._more_text(id, order, ends=ends), [position]))
             if ends:
                 answers.append(self._answer(id, FinishReason.LENGTH))
-        if not self._sequences:
+        answers += self._embed()
+        if not (self._sequences or self._embeds):
             self._phase = "idle"
-        if deltas:
-            await self._say(encode_notification(link.STEP, link.Step(deltas=deltas)), *answers)
+        steps = [encode_notification(link.STEP, link.Step(deltas=deltas))] if deltas else []
+        if steps or answers:
+            await self._say(*steps, *answers)
+
+    def _embed(self) -> list[bytes]:
+        """A text of each in a step."""
+        for id in self._embeds:
+            self._done[id] += 1
+        over = [id for id, order in self._embeds.items() if self._done[id] == len(order.texts)]
+        return [self._end_embed(id, FinishReason.STOP) for id in over]
+
+    def _end_embed(self, id: int, finish: FinishReason) -> bytes:
+        texts = self._embeds.pop(id).texts
+        del self._done[id]
+        vectors = [msgspec.Raw(msgspec.json.encode(embedding(text))) for text in texts]
+        return encode_result(
+            id,
+            link.Generated(
+                finish_reason=finish,
+                prompt_tokens=len(texts),
+                completion_tokens=0,
+                embeddings=vectors[: self.plan.embeddings_max] if finish is FinishReason.STOP else [],
+            ),
+        )
 
     def _computes(self, id: int, order: link.Generate, position: int) -> None:
         """Is called for each token."""
@@ -290,6 +322,10 @@ class MemoryWorker:
 
 def token_text(order: link.Generate, position: int) -> str:
     return f"{order.prompt}{position} "
+
+
+def embedding(text: str) -> list[float]:
+    return [len(text), 0.5]
 
 
 def question_tokens(text: str) -> list[int]:

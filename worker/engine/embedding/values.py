@@ -4,8 +4,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-# So many bytes a number takes at most as text, with its comma: a sign, nine digits, a point and an exponent.
-NUMBER_BYTES_MAX = 17
+# So many bytes a number takes at most as text, with its comma: up to 10^17 without an exponent.
+NUMBER_BYTES_MAX = 21
 
 
 def normalized(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
