@@ -144,7 +144,8 @@ class BatchLoop:
         """An unknown id is one that has just ended: the race is normal."""
         if id in self._running:
             if goes_on:
-                self._send([msgspec.structs.replace(self._engine.give_way(id), text="")])
+                held = self._engine.give_way(id)
+                self._send([msgspec.structs.replace(held, text="", reasoning="", tool_calls=[])])
             else:
                 self._send([self._engine.cancel(id)])
         else:

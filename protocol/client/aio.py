@@ -9,6 +9,7 @@ async with connect() as client:
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from mlxsup.protocol.client.exchange import (
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import GenerationResult, StreamDelta
 from mlxsup.protocol.jsonrpc import Response
-from mlxsup.protocol.service import Progress
+from mlxsup.protocol.service import EmbedResult, Progress
 from mlxsup.protocol.socket_path import default_socket
 
 _READ_BYTES = 256 * 1024
@@ -41,7 +42,7 @@ class _Pending:
     """One request that is not answered yet; what came for it, in order."""
 
     def __init__(self) -> None:
-        self.pieces: list[str] = []
+        self.deltas: deque[StreamDelta] = deque()
         self.response: Response | None = None
         self.changed = trio.Event()
 
@@ -78,6 +79,11 @@ class Client:
                 if forward is not None:
                     self._listeners.remove(forward)
             return read_result(method, pending.response)
+
+    async def embed(self, model: str, texts: Sequence[str], **params: Any) -> EmbedResult:
+        """A vector for each text."""
+        result: EmbedResult = await self.call("embed", {"model": model, "input": list(texts), **params})
+        return result
 
     @asynccontextmanager
     async def stream(self, method: str, params: Any) -> AsyncIterator["TextStream"]:
@@ -158,14 +164,14 @@ class Client:
             return
         if isinstance(message, StreamDelta) and isinstance(message.id, int) and message.id in self._pending:
             pending = self._pending[message.id]
-            pending.pieces.append(message.text)
+            pending.deltas.append(message)
             pending.note()
         for listener in tuple(self._listeners):
             listener(message)
 
 
 class TextStream:
-    """The text of one request, piece by piece. `result` is set once the last piece has come."""
+    """The text of one request, piece by piece; or with `next_delta` all that comes. `result` is set once the last has come."""
 
     def __init__(self, client: Client, method: str, id: int, pending: _Pending) -> None:
         self._client = client
@@ -178,15 +184,27 @@ class TextStream:
         return self
 
     async def __anext__(self) -> str:
+        deltas = self._pending.deltas
+        while await self._has_delta():
+            text = "".join(delta.text for delta in deltas)
+            deltas.clear()
+            if text:
+                return text
+        raise StopAsyncIteration
+
+    async def next_delta(self) -> StreamDelta | None:
+        """Text, and what came beside it: reasoning, tool calls, logprobs. None at the end."""
+        return self._pending.deltas.popleft() if await self._has_delta() else None
+
+    async def _has_delta(self) -> bool:
+        """Once there is one; False, with the result, once there will be none."""
         pending = self._pending
-        while not pending.pieces:
+        while not pending.deltas:
             if pending.response is not None:
                 self.result = read_result(self._method, pending.response)
-                raise StopAsyncIteration
+                return False
             await self._client._wait(pending)  # noqa: SLF001
-        text = "".join(pending.pieces)
-        pending.pieces.clear()
-        return text
+        return True
 
     def cancel(self) -> None:
         """Ask for the end; the iteration then ends with the text so far in `result`."""

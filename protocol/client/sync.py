@@ -28,6 +28,7 @@ from mlxsup.protocol.client.exchange import (
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import GenerationResult, StreamDelta
 from mlxsup.protocol.jsonrpc import Response
+from mlxsup.protocol.service import EmbedResult
 from mlxsup.protocol.socket_path import default_socket
 
 _READ_BYTES = 256 * 1024
@@ -110,6 +111,11 @@ class Client:
             elif on_notification is not None:
                 on_notification(message)
 
+    def embed(self, model: str, texts: Sequence[str], **params: Any) -> EmbedResult:
+        """A vector for each text."""
+        result: EmbedResult = self.call("embed", {"model": model, "input": list(texts), **params})
+        return result
+
     def stream(self, method: str, params: Any) -> "TextStream":
         """`chat` or `generate` with `stream`: iterate over the pieces, then look at `result`."""
         asked = params if isinstance(params, dict) else msgspec.to_builtins(params)
@@ -148,7 +154,7 @@ class Client:
 
 
 class TextStream:
-    """The text of one request, piece by piece. `result` is set once the last piece has come.
+    """The text of one request, piece by piece; or with `next_delta` all that comes. `result` is set once the last has come.
 
     An exception while a piece is awaited, such as Ctrl-C, loses nothing: the iteration goes on where it was.
     """
@@ -163,13 +169,20 @@ class TextStream:
         return self
 
     def __next__(self) -> str:
+        while (delta := self.next_delta()) is not None:
+            if delta.text:
+                return delta.text
+        raise StopIteration
+
+    def next_delta(self) -> StreamDelta | None:
+        """Text, and what came beside it: reasoning, tool calls, logprobs. None at the end."""
         while self.result is None:
             message = self._client._next_message()  # noqa: SLF001
             if isinstance(message, StreamDelta) and message.id == self._id:
-                return message.text
+                return message
             if isinstance(message, Response) and message.id == self._id:
                 self.result = read_result(self._method, message)
-        raise StopIteration
+        return None
 
     def cancel(self) -> None:
         """Ask for the end; the iteration then ends with the text so far in `result`."""

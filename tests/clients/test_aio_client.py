@@ -42,6 +42,18 @@ async def test_a_stream_gives_pieces_that_together_are_the_text_of_its_result(
     assert "Paris" in stream.result.text
 
 
+async def test_delta_by_delta_a_stream_has_all_that_its_result_has(client: Client, model: str) -> None:
+    texts, logprobs = [], []
+    async with client.stream("chat", {**question(model), "logprobs": 1}) as stream:
+        while (delta := await stream.next_delta()) is not None:
+            texts.append(delta.text)
+            logprobs += delta.logprobs
+
+    assert stream.result is not None
+    assert "".join(texts) == stream.result.text
+    assert logprobs == stream.result.logprobs != []
+
+
 async def test_each_of_several_streams_at_once_gets_its_own_text(client: Client, model: str) -> None:
     texts: dict[str, list[str]] = {}
     results: dict[str, str] = {}

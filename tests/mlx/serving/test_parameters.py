@@ -8,6 +8,7 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
 from tests.mlx.serving.conftest import Serving
 
+TOOL = {"type": "function", "function": {"name": "f"}}
 COUNT = {"prompt": "1, 2, 3, 4, 5, 6,", "temperature": 0}
 
 
@@ -116,9 +117,11 @@ def test_a_prompt_far_over_the_context_is_refused_without_tokenising_it(serving:
         ({"temprature": 1}, ErrorKind.INVALID_PARAMS, "$.temprature"),
         ({"logit_bias": {"99999": 1}}, ErrorKind.INVALID_PARAMS, "$.logit_bias"),
         ({"prompt_tokens": [1]}, ErrorKind.INVALID_PARAMS, "$.prompt"),
-        ({"response_format": {"type": "json_object"}}, ErrorKind.UNSUPPORTED, "$.response_format"),
-        ({"tools": [{}]}, ErrorKind.UNSUPPORTED, "$.tools"),
-        ({"logprobs": 3}, ErrorKind.UNSUPPORTED, "$.logprobs"),
+        ({"tools": [{}]}, ErrorKind.INVALID_PARAMS, "$.tools[0].type"),
+        ({"tools": [TOOL]}, ErrorKind.UNSUPPORTED, "$.tools"),
+        ({"tool_choice": "required"}, ErrorKind.INVALID_PARAMS, "$.tool_choice"),
+        ({"logprobs": 20, "max_tokens": 20_000}, ErrorKind.LIMIT_EXCEEDED, "$.logprobs"),
+        ({"adapter": "nobody's"}, ErrorKind.INVALID_PARAMS, "$.adapter"),
     ],
 )
 def test_a_bad_parameter_is_named(
@@ -127,6 +130,30 @@ def test_a_bad_parameter_is_named(
     error = refusal(serving, "generate", prompt="x", **params)
 
     assert (error.kind, error.data.path) == (kind, path)
+
+
+def test_logprobs_come_with_each_token_in_the_stream_and_in_the_result(serving: Serving) -> None:
+    params = {"model": "smollm2-135m", **COUNT, "max_tokens": 12, "logprobs": 3}
+    with serving.connect() as client:
+        stream = client.stream("generate", params)
+        deltas = []
+        while (delta := stream.next_delta()) is not None:
+            deltas.append(delta)
+
+    assert stream.result is not None
+    logprobs = stream.result.logprobs
+    assert logprobs is not None
+    assert len(logprobs) == stream.result.usage.completion_tokens == 12
+    assert [entry for delta in deltas for entry in delta.logprobs] == logprobs
+    assert [token for delta in deltas for token in delta.tokens] == [entry.token for entry in logprobs]
+    assert "".join(entry.text for entry in logprobs) == stream.result.text
+    for entry in logprobs:
+        # The likeliest is the one that is chosen at temperature 0.
+        assert (entry.top[0].token, entry.top[0].logprob) == (entry.token, entry.logprob)
+        assert [other.logprob for other in entry.top] == sorted(
+            (other.logprob for other in entry.top), reverse=True
+        )
+        assert len(entry.top) == 3
 
 
 def test_a_deadline_that_passes_ends_the_request_and_frees_its_place(serving: Serving) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.exit_codes import ExitCode
-from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.generation import CalledFunction, FinishReason, ToolCall
 from mlxsup.protocol.worker_link import (
     REQUEST_MARK,
     Cancel,
@@ -68,7 +68,10 @@ class CountingEngine:
 
     def cancel(self, id: int) -> Emission:
         del self.running[id]
-        return Emission(id, "held back", [], FinishReason.CANCELLED)
+        call = ToolCall(id="call", function=CalledFunction(name="held", arguments="{}"))
+        return Emission(
+            id, "held back", [], FinishReason.CANCELLED, reasoning="held in mind", tool_calls=[call]
+        )
 
     def give_way(self, id: int) -> Emission:
         self.gave_way.append(id)
@@ -210,11 +213,13 @@ def test_what_is_held_back_is_said_at_a_cancel_but_not_of_a_request_that_goes_on
     bench.wait_answer(5)
     frames = bench.end()
 
-    said = "".join(
-        delta[1] for frame in frames if frame.get("method") == "step" for delta in frame["params"]["deltas"]
-    )
+    deltas = [
+        delta for frame in frames if frame.get("method") == "step" for delta in frame["params"]["deltas"]
+    ]
     assert answers(frames)[5]["finish_reason"] == "cancelled"
-    assert ("held back" in said) is not goes_on
+    assert any("held back" in delta[1] for delta in deltas) is not goes_on
+    assert any("held in mind" in delta[3] for delta in deltas) is not goes_on
+    assert any(delta[4] for delta in deltas) is not goes_on
     assert bench.engine.gave_way == ([5] if goes_on else [])
 
 
