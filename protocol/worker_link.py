@@ -1,7 +1,7 @@
 """What supervisor and worker say to each other: JSON-RPC 2.0, one frame a line, internal to mlxsup.
 
-The supervisor sends requests `load`, `generate`, `embed`, `tokenize`, `detokenize` and notifications `cancel`, `tune`,
-`lease/grant`, `shutdown`. The worker answers, and sends notifications `hello` (once, first), `progress` (of a load),
+The supervisor sends requests `load`, `generate`, `embed`, `tokenize`, `detokenize`, `selftest` and notifications `cancel`,
+`tune`, `lease/grant`, `shutdown`. The worker answers, and sends notifications `hello` (once, first), `progress` (of a load),
 `step` (text that sequences have gained), `heartbeat`, and, if it is told to by `tune`, `lease/ask` before it reads a chunk
 of a prompt and `lease/done` behind it. Of one sequence every `step` comes before its answer.
 """
@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from mlxsup.protocol.generation import FinishReason, Message, ResponseFormat, TokenId, TokenLogprob, ToolCall
+from mlxsup.protocol.self_test import Feature, SelfTestResult
 
 # A worker may be confused or compromised: what it sends is bounded like what a client sends.
 FRAME_BYTES_MAX = 16 * 1024 * 1024
@@ -21,6 +22,7 @@ GENERATE = "generate"
 EMBED = "embed"
 TOKENIZE = "tokenize"
 DETOKENIZE = "detokenize"
+SELF_TEST = "selftest"
 CANCEL = "cancel"
 TUNE = "tune"
 SHUTDOWN = "shutdown"
@@ -65,7 +67,8 @@ class Load(_Wire, frozen=True):
     others may share; on the disk they are in `prefix_folder`, None: nowhere. A chunk of a prompt takes about
     `prefill_target_s`, None: however long. `kv_bits` None: caches are as the model computes them. With `lookup` texts that repeat
     themselves are guessed, with `draft_path` by that model. `adapters` are folders by name; so many as
-    `adapters_bytes_max` allows are kept in memory beside those in use.
+    `adapters_bytes_max` allows are kept in memory beside those in use. With `self_test` it tests itself before it answers; what
+    is `switched_off` by an earlier test is not used.
     """
 
     model_path: str
@@ -87,6 +90,8 @@ class Load(_Wire, frozen=True):
     lookup: bool = True
     draft_path: str | None = None
     adapters_bytes_max: int = 0
+    self_test: bool = False
+    switched_off: list[Feature] = []
 
 
 # A confused worker may say anything: no arithmetic with these overflows, and each can be printed.
@@ -95,7 +100,7 @@ Amount = Annotated[float, Meta(ge=0.0, le=2.0**53)]
 
 
 class Loaded(_Wire, frozen=True):
-    """`kv_bytes_per_token` is what one more token of a sequence takes in the KV cache."""
+    """`kv_bytes_per_token` is what one more token of a sequence takes in the KV cache. `self_test` if it was ordered."""
 
     model_type: str
     context_tokens: Count
@@ -103,6 +108,7 @@ class Loaded(_Wire, frozen=True):
     vocabulary_tokens: Count
     load_s: Amount
     kv_bytes_per_token: Count = 0
+    self_test: SelfTestResult | None = None
 
 
 class LoadProgress(_Wire, frozen=True):
@@ -239,12 +245,14 @@ class Cancel(_Wire, frozen=True):
 class Tune(_Wire, frozen=True):
     """From the next step on; what is None stays as it is.
 
-    A turn is asked for before at least `lease_tokens_min` tokens of prompts are read at once, 0: for none.
+    A turn is asked for before at least `lease_tokens_min` tokens of prompts are read at once, 0: for none. What is
+    `switched_off` stays so.
     """
 
     batch_sequences_max: Annotated[int, Meta(ge=1)] | None = None
     prefill_chunk_tokens: Annotated[int, Meta(ge=1)] | None = None
     lease_tokens_min: Annotated[int, Meta(ge=0)] | None = None
+    switched_off: list[Feature] = []
 
 
 class LeaseAsk(_Wire, frozen=True):
@@ -278,3 +286,7 @@ class Detokenize(_Wire, frozen=True):
 
 class Detokenized(_Wire, frozen=True):
     text: str
+
+
+class SelfTest(_Wire, frozen=True):
+    """Answered with a `SelfTestResult`. Between its steps everything else goes on."""
