@@ -3,7 +3,7 @@
     python -P scripts/faulty_worker [--ledger FILE] [--load FAULT] ...
 
 as the supervisor's `worker.command`; `--help` lists the options. A request's prompt is a `Script` in JSON (see
-`script.py`), and so is a FAULT; the request's text is `engine.faulty_text(seed, max_tokens)`, whatever happens in
+`script.py`), and so is a FAULT; the request's text is `answers.faulty_text(seed, max_tokens)`, whatever happens in
 between.
 """
 

@@ -1,59 +1,37 @@
 """An engine that computes no model: text, tokens and pace are what a request's `Script` says, and so are its faults.
 
-The whole text is known beforehand, so that anybody can tell whether a stream had all of it, once. Where it goes on
+The whole answer is known beforehand, so that anybody can tell whether a stream had all of it, once. Where it goes on
 after another worker's death it does so as the real engine does: the position follows from the delivered tokens, the
-text from the delivered characters. Some tokens give no text before the next one has come, as half a character does.
+text from the delivered characters, and likewise all else. Some tokens say nothing before the next one has come, as half a
+character does.
 """
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.generation import FinishReason, TokenLogprob
 from mlxsup.protocol.worker_link import Embed, Generate, Loaded, Tune
+from mlxsup.worker.engine.features import LOGPROBS, refuse_unsupported
 from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, PreparedTexts
+from scripts.faulty_worker.answers import (
+    VOCABULARY_TOKENS,
+    Said,
+    faulty_answer,
+    faulty_tokens,
+    logprob_at,
+    said_at,
+    token_at,
+)
 from scripts.faulty_worker.faults import Faults
 from scripts.faulty_worker.script import FaultKind, Script
 
 CONTEXT_TOKENS = 1 << 24
-VOCABULARY_TOKENS = 49152
-_PIECES = (
-    " the",
-    " of",
-    "ing",
-    ",",
-    " and",
-    " model",
-    "\n",
-    ' "',
-    "é",
-    " supervis",
-    "ed",
-    ".",
-    " in",
-    "s",
-    " 東",
-    "\t",
-)
-_STRIDE = 7
-_TOKEN_STRIDE = 7919
+_ABLE = frozenset({LOGPROBS})
 # Of every so many tokens one holds its text back until the next one.
 _HELD_EVERY = 5
-
-
-def faulty_text(seed: int, tokens: int) -> str:
-    """All the text of the first `tokens` tokens of a request with this seed."""
-    return "".join(_piece(seed, number) for number in range(tokens))
-
-
-def faulty_tokens(seed: int, tokens: int) -> list[int]:
-    return [(seed + number * _TOKEN_STRIDE) % VOCABULARY_TOKENS for number in range(tokens)]
-
-
-def _piece(seed: int, number: int) -> str:
-    # The number stands in it now and then: a text that skips a whole round of pieces is another text.
-    return f" {number}" if (seed + number) % 8 == 0 else _PIECES[(seed + number * _STRIDE) % len(_PIECES)]
 
 
 def faulty_embedding(seed: int) -> list[float]:
@@ -69,7 +47,7 @@ class _Texts(msgspec.Struct):
 
 
 class _Sequence(msgspec.Struct):
-    """`held` is text of tokens that are delivered, which is not; `struck` once its fault has, here.
+    """`held` is what tokens say that are delivered, which is not; `struck` once its fault has, here.
 
     `prefill_ms` is the time of one of the `prefill_left` tokens of its prompt.
     """
@@ -77,7 +55,8 @@ class _Sequence(msgspec.Struct):
     script: Script
     max_tokens: int
     tokens: int
-    held: str
+    held: Said
+    logprobs: int | None
     prefill_left: int
     prefill_ms: float
     struck: bool = False
@@ -103,12 +82,18 @@ class FaultyEngine:
         return len(self._running) + len(self._texts)
 
     def prepare(self, request: Generate) -> Prepared:
+        refuse_unsupported(request, _ABLE)
         script = _script(request.prompt or "", "$.prompt")
         delivered = request.delivered_tokens
         if delivered != faulty_tokens(script.seed, len(delivered)):
             raise RpcError(ErrorKind.INTERNAL, "the delivered tokens are not those of this request")
-        if request.delivered_chars > len(faulty_text(script.seed, len(delivered))):
-            raise RpcError(ErrorKind.INTERNAL, "more text was delivered than its tokens have")
+        said = faulty_answer(script, len(delivered))
+        if (
+            request.delivered_chars > len(said.text)
+            or request.delivered_reasoning_chars > len(said.reasoning)
+            or request.delivered_tool_calls > len(said.tool_calls)
+        ):
+            raise RpcError(ErrorKind.INTERNAL, "more was delivered than its tokens have")
         if script.fault is not None:
             self._faults.check(script.fault)
         return Prepared([0] * script.prompt_tokens, request)
@@ -117,11 +102,19 @@ class FaultyEngine:
         request = prepared.request
         script = _script(request.prompt or "", "$.prompt")
         done = len(request.delivered_tokens)
-        held = faulty_text(script.seed, done)[request.delivered_chars :]
+        held = faulty_answer(script, done).behind(
+            request.delivered_chars, request.delivered_reasoning_chars, request.delivered_tool_calls
+        )
         if done >= request.max_tokens:
-            return Emission(id, held, [], FinishReason.LENGTH)
+            return _emission(id, held, FinishReason.LENGTH)
         sequence = _Sequence(
-            script, request.max_tokens, done, held, script.prompt_tokens + done, script.prefill_ms
+            script,
+            request.max_tokens,
+            done,
+            held,
+            request.logprobs,
+            script.prompt_tokens + done,
+            script.prefill_ms,
         )
         fault = script.fault
         if fault is not None and fault.kind is FaultKind.SLOW:
@@ -143,7 +136,7 @@ class FaultyEngine:
     def cancel(self, id: int) -> Emission:
         if self._texts.pop(id, None) is not None:
             return Emission(id, "", [], FinishReason.CANCELLED)
-        return Emission(id, self._running.pop(id).held, [], FinishReason.CANCELLED)
+        return _emission(id, self._running.pop(id).held, FinishReason.CANCELLED)
 
     give_way = cancel
 
@@ -204,23 +197,42 @@ class FaultyEngine:
 
     def _advance(self, id: int, sequence: _Sequence) -> Emission:
         seed, number = sequence.script.seed, sequence.tokens
-        token = (seed + number * _TOKEN_STRIDE) % VOCABULARY_TOKENS
-        text = sequence.held + _piece(seed, number)
+        tokens = [token_at(seed, number)]
+        logprobs = [] if sequence.logprobs is None else [logprob_at(seed, number, sequence.logprobs)]
+        said = sequence.held + said_at(sequence.script, number)
         sequence.tokens += 1
         if sequence.tokens >= sequence.max_tokens:
             del self._running[id]
-            return Emission(id, text, [token], FinishReason.LENGTH)
+            return _emission(id, said, FinishReason.LENGTH, tokens, logprobs)
         if (seed + number) % _HELD_EVERY == 0:
-            sequence.held = text
-            return Emission(id, "", [token])
-        sequence.held = ""
-        return Emission(id, text, [token])
+            sequence.held = said
+            return _emission(id, Said(), None, tokens, logprobs)
+        sequence.held = Said()
+        return _emission(id, said, None, tokens, logprobs)
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 
     def detokenize(self, tokens: list[int]) -> str:
         return bytes(token % 256 for token in tokens).decode(errors="replace")
+
+
+def _emission(
+    id: int,
+    said: Said,
+    finish: FinishReason | None,
+    tokens: Sequence[int] = (),
+    logprobs: Sequence[TokenLogprob] = (),
+) -> Emission:
+    return Emission(
+        id,
+        said.text,
+        list(tokens),
+        finish,
+        reasoning=said.reasoning,
+        tool_calls=said.tool_calls,
+        logprobs=list(logprobs),
+    )
 
 
 def _script(text: str, path: str) -> Script:

@@ -79,12 +79,17 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Script(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The text depends on `seed` alone. `token_ms` is a token's time, `prefill_ms` that of one of the prompt."""
+    """What tokens say depends on `seed` alone. `token_ms` is a token's time, `prefill_ms` that of one of the prompt.
+
+    What the first `reasoning_tokens` say is reasoning. One of `call_every_tokens` of the others is a tool call; 0: none is.
+    """
 
     seed: int
     token_ms: float = 0.0
     prefill_ms: float = 0.0
     prompt_tokens: int = 1
+    reasoning_tokens: int = 0
+    call_every_tokens: int = 0
     fault: Fault | None = None
 
     def prompt(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from scripts.benchmarks.prompts import PROMPTS
-from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.answers import faulty_text
 from scripts.faulty_worker.script import Script
 
 _SEED_MAX = 2**31

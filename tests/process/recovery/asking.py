@@ -13,7 +13,7 @@ from mlxsup.protocol.client.exchange import Notification
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import GenerationResult, ServedBy
 from mlxsup.protocol.service import Event, ModelEntry
-from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.answers import faulty_text
 from scripts.faulty_worker.script import Script
 from tests.process.recovery.setting import LIMIT_S, ONE, OTHER
 

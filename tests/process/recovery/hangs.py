@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.answers import faulty_text
 from scripts.faulty_worker.ledger import Strike
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.asking import ask, beside

@@ -8,7 +8,8 @@ import trio
 from mlxsup.protocol.client.aio import Client
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.service import EmbedResult, Stats
-from scripts.faulty_worker.engine import faulty_embedding, faulty_text
+from scripts.faulty_worker.answers import faulty_text
+from scripts.faulty_worker.engine import faulty_embedding
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.asking import ask
 from tests.process.recovery.conftest import StartStand

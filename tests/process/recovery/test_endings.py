@@ -6,7 +6,7 @@ import psutil
 import pytest
 import trio
 
-from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.answers import faulty_text
 from scripts.faulty_worker.faults import METAL_WORDS
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.asking import ask, death, entry, state

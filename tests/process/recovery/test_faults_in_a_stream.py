@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from mlxsup.protocol.service import Event
-from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.answers import faulty_text
 from scripts.faulty_worker.faults import METAL_WORDS
 from scripts.faulty_worker.ledger import Strike
 from scripts.faulty_worker.script import Fault, FaultKind, Script

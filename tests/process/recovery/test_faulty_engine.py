@@ -6,12 +6,14 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.worker_link import Generate, Sampling
 from mlxsup.worker.engine.interface import Emission
-from scripts.faulty_worker.engine import FaultyEngine, faulty_text, faulty_tokens
+from scripts.faulty_worker.answers import Said, faulty_answer, faulty_logprobs, faulty_text, faulty_tokens
+from scripts.faulty_worker.engine import FaultyEngine
 from scripts.faulty_worker.faults import Faults
 from scripts.faulty_worker.ledger import Ledger
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 
 TOKENS = 24
+SCRIPT = Script(seed=3, prompt_tokens=20, reasoning_tokens=7, call_every_tokens=4)
 _SAMPLING = Sampling(
     temperature=0,
     top_p=1,
@@ -24,13 +26,18 @@ _SAMPLING = Sampling(
 )
 
 
-def order(script: Script, tokens: list[int], chars: int) -> Generate:
+def order(
+    script: Script, tokens: list[int], chars: int, reasoning_chars: int = 0, calls: int = 0
+) -> Generate:
     return Generate(
         max_tokens=TOKENS,
         sampling=_SAMPLING,
         prompt=script.prompt(),
         delivered_tokens=tokens,
         delivered_chars=chars,
+        logprobs=2,
+        delivered_reasoning_chars=reasoning_chars,
+        delivered_tool_calls=calls,
     )
 
 
@@ -38,10 +45,11 @@ def make_engine() -> FaultyEngine:
     return FaultyEngine(Faults(Ledger(None), outgoing=-1), b"", prefill_chunk_tokens=16, load_s=0.0)
 
 
-def emissions(tokens: list[int], chars: int, *, steps: int = 1000) -> list[Emission]:
+def emissions(tokens: list[int], said: Said, *, steps: int = 1000) -> list[Emission]:
     """Of a request that goes on behind those; until its end, or for so many steps that gave something."""
     engine = make_engine()
-    only = engine.submit(1, engine.prepare(order(Script(seed=3, prompt_tokens=20), tokens, chars)))
+    behind = (len(said.text), len(said.reasoning), len(said.tool_calls))
+    only = engine.submit(1, engine.prepare(order(SCRIPT, tokens, *behind)))
     if only is not None:
         return [only]
     found: list[Emission] = []
@@ -51,27 +59,53 @@ def emissions(tokens: list[int], chars: int, *, steps: int = 1000) -> list[Emiss
 
 
 @pytest.mark.parametrize("cut", range(TOKENS + 1))
-def test_a_text_that_is_cut_anywhere_goes_on_exactly(cut: int) -> None:
-    before = emissions([], 0, steps=cut)
-    text = "".join(emission.text for emission in before)
+def test_an_answer_that_is_cut_anywhere_goes_on_exactly(cut: int) -> None:
+    before = emissions([], Said(), steps=cut)
+    said = all_of(before)
     tokens = [token for emission in before for token in emission.tokens]
-    after = emissions(tokens, len(text))
+    after = emissions(tokens, said)
 
-    assert text + "".join(emission.text for emission in after) == faulty_text(3, TOKENS)
+    assert said + all_of(after) == faulty_answer(SCRIPT, TOKENS)
     assert tokens + [token for emission in after for token in emission.tokens] == faulty_tokens(3, TOKENS)
+    logprobs = [entry for emission in before + after for entry in emission.logprobs]
+    assert logprobs == faulty_logprobs(3, TOKENS, 2)
+    assert [entry.token for entry in logprobs] == faulty_tokens(3, TOKENS)
     assert after[-1].finish is FinishReason.LENGTH
 
 
-def test_some_tokens_give_their_text_with_the_next_one_only() -> None:
-    assert {bool(emission.text) for emission in emissions([], 0)} == {True, False}
+def all_of(emissions: list[Emission]) -> Said:
+    said = Said()
+    for emission in emissions:
+        said += Said(emission.text, emission.reasoning, emission.tool_calls)
+    return said
+
+
+def test_some_tokens_say_what_they_do_with_the_next_one_only_and_all_of_it_is_of_several_kinds() -> None:
+    found = emissions([], Said())
+    assert {bool(all_of([emission]) == Said()) for emission in found} == {True, False}
+    whole = all_of(found)
+    assert whole.text
+    assert whole.reasoning
+    assert len(whole.tool_calls) > 1
+
+
+def test_where_its_script_says_nothing_of_it_an_answer_is_text_alone() -> None:
+    assert faulty_answer(Script(seed=3), TOKENS) == Said(faulty_text(3, TOKENS))
 
 
 @pytest.mark.parametrize(
-    ("tokens", "chars"), [([1, 2, 3], 0), (faulty_tokens(4, 3), 0), (faulty_tokens(3, 3), 1000)]
+    ("tokens", "delivered"),
+    [
+        ([1, 2, 3], (0,)),
+        (faulty_tokens(4, 3), (0,)),
+        (faulty_tokens(3, 3), (1000,)),
+        (faulty_tokens(3, 3), (0, 1000)),
+        (faulty_tokens(3, 3), (0, 0, 1)),
+    ],
 )
-def test_what_it_would_not_have_delivered_is_refused(tokens: list[int], chars: int) -> None:
+def test_what_it_would_not_have_delivered_is_refused(tokens: list[int], delivered: tuple[int, ...]) -> None:
     with pytest.raises(RpcError) as raised:
-        make_engine().prepare(order(Script(seed=3), tokens, chars))
+        make_engine().prepare(order(SCRIPT, tokens, *delivered))
     assert raised.value.kind is ErrorKind.INTERNAL
 
 

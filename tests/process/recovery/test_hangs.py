@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.answers import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.asking import ask, beside
 from tests.process.recovery.conftest import StartStand

@@ -7,7 +7,7 @@ import trio
 
 from mlxsup.protocol.client.aio import Client
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.answers import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.asking import Answer, ask, ask_all
 from tests.process.recovery.conftest import StartStand

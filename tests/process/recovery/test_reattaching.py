@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from mlxsup.protocol.client.sync import Client
-from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.answers import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.conftest import StartStand
 from tests.process.recovery.setting import LIMIT_S, ONE

@@ -9,7 +9,7 @@ import trio
 
 from mlxsup.protocol.client.aio import Client
 from mlxsup.protocol.generation import ServedBy
-from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.answers import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.asking import ask, endless, entry, state
 from tests.process.recovery.conftest import StartStand

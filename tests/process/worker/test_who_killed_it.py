@@ -21,7 +21,7 @@ import trio
 from mlxsup.protocol.client.aio import Client
 from mlxsup.protocol.errors import RpcError
 from mlxsup.supervisor.pool.oom_counter import find_oom_counter
-from scripts.faulty_worker.engine import faulty_text
+from scripts.faulty_worker.answers import faulty_text
 from scripts.faulty_worker.script import Fault, FaultKind, Script
 from tests.process.recovery.asking import Watch, ask, death, entry
 from tests.process.recovery.setting import LIMIT_S, ONE
