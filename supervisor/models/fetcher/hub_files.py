@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from mlxsup.supervisor.models import folder_rules
 from mlxsup.supervisor.models.fetcher.faults import cannot_pull
 
-# Of the top level only: subfolders hold other formats of the same weights. No pickle and no .py is ever among
-# them.
+# Of the top level only: subfolders hold other formats of the same weights. The exception says how an embedding model pools.
+# No pickle and no .py is ever among them.
 _WANTED = re.compile(
-    r"[\w.-]+\.(safetensors|json|jinja|tiktoken)|tokenizer\.model|spiece\.model|merges\.txt|vocab\.txt",
+    r"[\w.-]+\.(safetensors|json|jinja|tiktoken)|tokenizer\.model|spiece\.model|merges\.txt|vocab\.txt|1_Pooling/config\.json",
     re.ASCII,
 )
 

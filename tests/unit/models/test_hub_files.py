@@ -14,6 +14,8 @@ def test_weights_settings_tokenizer_and_template_are_pulled_and_nothing_else() -
             "vocab.txt",
             "chat_template.jinja",
             "qwen.tiktoken",
+            "modules.json",
+            "1_Pooling/config.json",
         ),
     }
     unwanted = {
