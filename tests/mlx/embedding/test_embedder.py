@@ -49,7 +49,12 @@ def vectors(done: Job) -> npt.NDArray[np.float64]:
 def plain(model: nn.Module, tokens: list[int], pooling: Pooling) -> npt.NDArray[np.float64]:
     """By the model's own pass over the whole text, without a cache."""
     hidden = np.array(model.model(mx.array([tokens])))[0].astype(np.float64)
-    return {Pooling.MEAN: hidden.mean(axis=0), Pooling.LAST: hidden[-1], Pooling.FIRST: hidden[0]}[pooling]
+    vectors: dict[Pooling, npt.NDArray[np.float64]] = {
+        Pooling.MEAN: hidden.mean(axis=0),
+        Pooling.LAST: hidden[-1],
+        Pooling.FIRST: hidden[0],
+    }
+    return vectors[pooling]
 
 
 @pytest.mark.parametrize("pooling", Pooling)

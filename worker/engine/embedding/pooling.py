@@ -71,13 +71,15 @@ def weights(pooling: Pooling, lengths: list[int], begin: int, end: int) -> npt.N
     """What each of the columns from `begin` to `end` counts in its row's vector, of shape [rows, columns]."""
     columns = np.arange(begin, end)[None, :]
     rows = np.array(lengths)[:, None]
+    counts: npt.NDArray[Any]
     match pooling:
         case Pooling.MEAN:
-            return ((columns < rows) / rows).astype(np.float32)
+            counts = (columns < rows) / rows
         case Pooling.LAST:
-            return (columns == rows - 1).astype(np.float32)
+            counts = columns == rows - 1
         case Pooling.FIRST:
-            return np.broadcast_to(columns == 0, (len(lengths), end - begin)).astype(np.float32)
+            counts = np.broadcast_to(columns == 0, (len(lengths), end - begin))
+    return np.asarray(counts, dtype=np.float32)
 
 
 def _read(file: Path, otherwise: Any) -> Any:
