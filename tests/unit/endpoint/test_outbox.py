@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxsup.protocol.generation import StreamDelta
 from mlxsup.protocol.jsonrpc import Id, encode_result
 from mlxsup.supervisor.endpoint.outbox import ClientOutbox
+from mlxsup.supervisor.generation.extras import Extras
+from tests.fakes.saying import call, chances, logprob
 
 IDS: list[Id] = [1, "1", None]
 
@@ -17,8 +20,30 @@ class Put(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
+    """`tokens` are those that there are logprobs of."""
+
     id: Id
     text: str
+    reasoning: str = ""
+    calls: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def extras(self) -> Extras | None:
+        if not (self.reasoning or self.calls or self.tokens):
+            return None
+        return Extras(
+            self.reasoning, [call(name) for name in self.calls], self.tokens, chances(*self.tokens).logprobs
+        )
+
+    def joined(self, new: "Delta") -> "Delta":
+        return Delta(
+            self.id,
+            self.text + new.text,
+            self.reasoning + new.reasoning,
+            self.calls + new.calls,
+            self.tokens + new.tokens,
+        )
 
 
 class Respond(msgspec.Struct, frozen=True):
@@ -35,6 +60,14 @@ texts = st.text(st.sampled_from('ab"\n\r\\é😀\x00'), max_size=5)
 puts = st.one_of(
     st.builds(Put, st.sampled_from([b"{}", b'{"event":1}'])),
     st.builds(Delta, ids, texts),
+    st.builds(
+        Delta,
+        ids,
+        texts,
+        texts,
+        st.lists(st.sampled_from(["f", "g"]), max_size=2).map(tuple),
+        st.lists(st.integers(0, 9), max_size=3).map(tuple),
+    ),
     st.builds(Respond, ids, st.integers(0, 9)),
 )
 takes = st.builds(Take, st.sampled_from([0, 1, 100, 300, 10_000]))
@@ -48,7 +81,7 @@ def model_of(waiting: list[Put | Delta | Respond], new: Put | Delta | Respond) -
             if isinstance(old, Respond) and old.id == new.id and type(old.id) is type(new.id):
                 break
             if isinstance(old, Delta) and old.id == new.id and type(old.id) is type(new.id):
-                waiting[place] = Delta(old.id, old.text + new.text)
+                waiting[place] = old.joined(new)
                 return
     waiting.append(new)
 
@@ -58,7 +91,7 @@ def put(outbox: ClientOutbox, new: Put | Delta | Respond) -> None:
         case Put(frame=frame):
             outbox.put(frame)
         case Delta(id=id, text=text):
-            outbox.put_delta(id, text, None)
+            outbox.put_delta(id, text, new.extras)
         case Respond(id=id, result=result):
             outbox.put_response(id, encode_result(id, result))
 
@@ -66,8 +99,15 @@ def put(outbox: ClientOutbox, new: Put | Delta | Respond) -> None:
 def read(frame: bytes) -> Put | Delta | Respond:
     message: dict[str, Any] = msgspec.json.decode(frame)
     if message.get("method") == "stream/delta":
-        assert message["params"]["index"] == 0
-        return Delta(message["params"]["id"], message["params"]["text"])
+        params = message["params"]
+        assert params["index"] == 0
+        # What is empty is not sent.
+        assert all(value for name, value in params.items() if name not in ("id", "index", "text"))
+        told = msgspec.convert(params, StreamDelta)
+        assert list(told.tool_calls) == [call(called.function.name) for called in told.tool_calls]
+        assert list(told.logprobs) == [logprob(token) for token in told.tokens]
+        names = tuple(called.function.name for called in told.tool_calls)
+        return Delta(told.id, told.text, told.reasoning, names, tuple(told.tokens))
     return Respond(message["id"], message["result"]) if "result" in message else Put(frame)
 
 
@@ -160,12 +200,19 @@ def test_an_empty_outbox_gives_nothing() -> None:
 
 
 @pytest.mark.parametrize("requests", [1, 10])
-def test_a_reader_that_never_reads_costs_about_the_bytes_that_are_counted(requests: int) -> None:
+@pytest.mark.parametrize(
+    "extras",
+    [None, Extras(reasoning="why "), Extras(tool_calls=[call("f")]), chances(7)],
+    ids=["text", "reasoning", "calls", "logprobs"],
+)
+def test_a_reader_that_never_reads_costs_about_the_bytes_that_are_counted(
+    requests: int, extras: Extras | None
+) -> None:
     outbox = ClientOutbox()
     tracemalloc.start()
     try:
         for number in range(50_000):
-            outbox.put_delta(number % requests, f"{number % 1000:03} ", None)
+            outbox.put_delta(number % requests, f"{number % 1000:03} ", extras)
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -7,6 +7,7 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason, Priority
 from mlxsup.protocol.worker_link import Generate, Generated
 from mlxsup.supervisor.generation.attachments import Attachment, Attachments, Key, Limits
+from mlxsup.supervisor.generation.extras import Extras
 from mlxsup.supervisor.generation.request import GenerationRequest, Sink
 from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.requests import GREEDY
@@ -89,9 +90,11 @@ class Desk:
 
         return make
 
-    def deliver(self, text: str, request: GenerationRequest | None = None) -> None:
+    def deliver(
+        self, text: str, request: GenerationRequest | None = None, extras: Extras | None = None
+    ) -> None:
         """To the newest one, unless one is named."""
-        (request or self.requests[-1]).deliver(text, [1], self.now_s)
+        (request or self.requests[-1]).deliver(text, [1], self.now_s, extras)
 
     def finish(self, request: GenerationRequest | None = None) -> None:
         done = Generated(finish_reason=FinishReason.STOP, prompt_tokens=5, completion_tokens=3)

@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.generation import FinishReason, GenerationResult
+from mlxsup.protocol.generation import FinishReason, GenerationResult, ToolCall
+from mlxsup.supervisor.generation.extras import Extras
+from tests.fakes.saying import call, chances
 from tests.unit.generation.attaching import LIMITS, Client, Desk
 
 
@@ -370,3 +372,51 @@ def test_statistics_tell_who_runs_for_whom() -> None:
     desk.book.leave(alone.attachment, desk.now_s)
     stats = desk.book.stats()
     assert (stats.running, stats.abandoned, stats.attached, stats.duplicates_total) == (2, 1, 2, 1)
+
+
+def test_who_comes_later_gets_all_that_is_beside_the_text_too_and_so_does_who_asks_when_it_is_over() -> None:
+    desk = Desk()
+    first = desk.send()
+    desk.deliver("", extras=Extras(reasoning="why "))
+    desk.deliver("", extras=Extras("not", [call("f")]))
+    second, silent = desk.send(), desk.send(stream=False)
+    desk.deliver("text", extras=chances(7))
+    desk.finish()
+    third = desk.send()
+
+    assert first.sink.extras == [Extras("why "), Extras("not", [call("f")]), chances(7)]
+    assert second.sink.pieces == ["", "text"]
+    assert told(second) == told(third) == ("why not", [call("f")], [7], chances(7).logprobs)
+    assert third.sink.pieces == ["text"]
+    assert silent.sink.pieces == silent.sink.extras == []
+    for client in (first, second, silent, third):
+        (result,) = client.sink.outcomes
+        assert isinstance(result, GenerationResult)
+        assert (result.text, result.reasoning, result.tool_calls) == ("text", "why not", [call("f")])
+
+
+def told(client: Client) -> tuple[str, list[ToolCall], list[int], bytes]:
+    extras = client.sink.extras
+    return (
+        "".join(each.reasoning for each in extras),
+        [called for each in extras for called in each.tool_calls],
+        [token for each in extras for token in each.tokens],
+        b",".join(each.logprobs for each in extras if each.logprobs),
+    )
+
+
+@pytest.mark.parametrize(
+    "extras",
+    [Extras(reasoning="x" * 10_000), chances(*range(150)), Extras(tool_calls=[call("f")] * 20)],
+    ids=["reasoning", "logprobs", "calls"],
+)
+def test_what_a_result_has_beside_its_text_counts_among_the_bytes_that_are_kept(extras: Extras) -> None:
+    desk = Desk()
+    desk.send(key="plain")
+    desk.finish()
+    plain = desk.book.stats().results_kept_bytes
+    desk.send(key="more")
+    desk.deliver("", extras=extras)
+    desk.finish()
+
+    assert desk.book.stats().results_kept_bytes > 2 * plain + 10_000

@@ -1,17 +1,21 @@
 """A worker that produces what nobody asked for is ended before it fills anything, and its requests go on elsewhere."""
 
+from typing import Any
+
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
 
 from mlxsup.protocol import worker_link as link
-from mlxsup.protocol.generation import GenerationResult
+from mlxsup.protocol.generation import CalledFunction, GenerationResult, ToolCall
 from mlxsup.protocol.jsonrpc import encode_notification
 from mlxsup.supervisor.generation.request import GenerationRequest
-from mlxsup.supervisor.pool.output_bound import TOKEN_CHARS_MAX
+from mlxsup.supervisor.pool.output_bound import TOKEN_CHARS_MAX, OutputBound
 from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.memory_worker import LOADED, Plan, full_text
-from tests.fakes.requests import make_request
+from tests.fakes.requests import GREEDY, make_request
+from tests.fakes.saying import call, logprob
 from tests.unit.pool.conftest import OpenStage, Stage
 
 TOKENS = 40
@@ -28,6 +32,39 @@ def submit(stage: Stage, prompt: str, tokens: int = TOKENS) -> tuple[GenerationR
 
 async def say(stage: Stage, *deltas: link.Delta) -> None:
     await stage.worker._say(encode_notification(link.STEP, link.Step(deltas=list(deltas))))
+
+
+TOO_LONG = "x" * (TOKEN_CHARS_MAX * 5 + 1)
+CALL = ToolCall(id="1", function=CalledFunction(name="f", arguments=TOO_LONG))
+WHOLE = logprob(7)
+BARE = msgspec.structs.replace(WHOLE, top=[])
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "told"),
+    [
+        (None, {"reasoning": TOO_LONG}),
+        (None, {"tool_calls": [CALL]}),
+        (None, {"logprobs": [BARE]}),
+        (0, {"logprobs": [BARE] * 6}),
+        (0, {"logprobs": [WHOLE]}),
+        (1, {"logprobs": [msgspec.structs.replace(WHOLE, top=WHOLE.top * 2)]}),
+        (0, {"logprobs": [msgspec.structs.replace(BARE, text="x" * (TOKEN_CHARS_MAX * 10 + 1))]}),
+    ],
+    ids=["reasoning", "a call", "unasked", "more than tokens", "top unasked", "more top", "texts"],
+)
+def test_too_much_beside_the_text_is_found_and_as_much_as_tokens_can_have_is_not(
+    logprobs: int | None, told: dict[str, Any]
+) -> None:
+    bound = OutputBound()
+    bound.context_tokens = 100
+    order = link.Generate(max_tokens=50, sampling=GREEDY, prompt="p", logprobs=logprobs)
+    bound.grant(1, order)
+    fits = [] if logprobs is None else [WHOLE if logprobs else BARE] * 5
+    usual = link.Delta(1, "text", [7] * 5, "why", [call("f")], fits)
+    assert not any(bound.is_exceeded(link.Step(deltas=[usual])) for _ in range(5))
+    bound.grant(1, order)
+    assert bound.is_exceeded(link.Step(deltas=[link.Delta(1, "", [7] * 5, **told)]))
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ from msgspec.structs import replace
 
 from mlxsup.config.schema import Generation
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.generation import ChatParams, Message
+from mlxsup.protocol.generation import ChatParams, JsonObjectFormat, Message, RegexFormat
+from mlxsup.supervisor.generation.extras import Extras
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.generation.translate import make_order
 from mlxsup.supervisor.recovery.poison import PoisonWatch, QuarantinedRequest, request_digest
 from tests.fakes.collecting_sink import CollectingSink
 from tests.fakes.requests import GREEDY, make_request, prompt_of
+from tests.fakes.saying import call
 
 CLEAR = 8
 MEMORY_S = 3600.0
@@ -288,7 +290,7 @@ def test_what_was_known_before_is_refused_again() -> None:
 def test_the_digest_is_of_what_was_asked_and_not_of_how_far_it_came() -> None:
     (a,) = (r for r, _ in zip(requests(), range(1), strict=False))
     before = request_digest("m", a.order)
-    a.deliver("text", [1, 2, 3], 0.0)
+    a.deliver("text", [1, 2, 3], 0.0, Extras("why", [call("f")]))
 
     assert request_digest("m", a.remaining_order()) == before
     assert a.remaining_order() != a.order
@@ -321,6 +323,14 @@ def test_the_digest_differs_with_all_that_decides_what_is_computed() -> None:
         replace(order, sampling=replace(GREEDY, temperature=0.5)),
         replace(order, seeded=True),
         replace(order, seeded=True, sampling=replace(GREEDY, seed=99)),
+        replace(order, format=JsonObjectFormat()),
+        replace(order, format=RegexFormat("a")),
+        replace(order, format=RegexFormat("b")),
+        replace(order, tools=[{"type": "function", "function": {"name": "f"}}]),
+        replace(order, tool_choice="required"),
+        replace(order, logprobs=0),
+        replace(order, logprobs=1),
+        replace(order, adapter="a"),
     ]
     digests = {request_digest("m", other) for other in (order, *others)} | {request_digest("n", order)}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mlxsup.protocol.generation import Message, TextPart
+from mlxsup.protocol.generation import Message, PastCall, PastFunction, TextPart
 from mlxsup.protocol.worker_link import Generate
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.scheduling.costs import CostModel
@@ -32,6 +32,20 @@ def test_a_prompt_of_tokens_is_counted_and_one_of_text_is_estimated() -> None:
     assert costs.prompt_tokens(asking(order("x" * 400))) == 100
     chat = [Message(role="user", content="x" * 400), Message(role="assistant", content=None)]
     assert costs.prompt_tokens(asking(order(messages=chat))) == 108
+
+
+def test_the_tools_that_a_model_is_told_of_and_earlier_calls_are_part_of_its_prompt() -> None:
+    costs = CostModel()
+    function = {"name": "f", "description": "x" * 1000}
+    tools = [{"type": "function", "function": function}]
+    chat = [Message(role="user", content="x" * 400)]
+    plain = costs.prompt_tokens(asking(order(messages=chat)))
+    past = PastCall(id="1", type="function", function=PastFunction(name="f", arguments="x" * 999))
+    called = [*chat, Message(role="assistant", tool_calls=[past])]
+
+    assert costs.prompt_tokens(asking(order(messages=chat, tools=tools))) == pytest.approx(plain + 266, abs=8)
+    assert costs.prompt_tokens(asking(order(messages=chat, tools=tools, tool_choice="none"))) == plain
+    assert costs.prompt_tokens(asking(order(messages=called))) == plain + 250 + 4
 
 
 def test_how_long_a_token_is_and_an_answer_becomes_is_learned() -> None:
