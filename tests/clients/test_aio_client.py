@@ -9,7 +9,7 @@ import trio
 from mlxsup.protocol.client.aio import Client, ConnectionLostError, RpcError, connect, spawn
 from mlxsup.protocol.client.exchange import Notification
 from mlxsup.protocol.errors import ErrorKind
-from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.generation import FinishReason, TokenLogprob
 from mlxsup.protocol.service import Event, Progress
 from tests.clients.conftest import LIMIT_S, limited, question, the_only_child
 
@@ -43,7 +43,8 @@ async def test_a_stream_gives_pieces_that_together_are_the_text_of_its_result(
 
 
 async def test_delta_by_delta_a_stream_has_all_that_its_result_has(client: Client, model: str) -> None:
-    texts, logprobs = [], []
+    texts = []
+    logprobs: list[TokenLogprob] = []
     async with client.stream("chat", {**question(model), "logprobs": 1}) as stream:
         while (delta := await stream.next_delta()) is not None:
             texts.append(delta.text)

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from mlxsup.protocol.generation import ChatParams
+from mlxsup.protocol.jsonrpc import Call, parse_calls
+from mlxsup.protocol.methods import METHODS
+from mlxsup.protocol.params import decode_params
 from tests.clients.conftest import PROGRAMS, Run
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +26,17 @@ def program(language: str) -> str:
 
 def test_the_node_program_is_the_one_that_is_tested() -> None:
     assert (PROGRAMS / "chat.mjs").read_text(encoding="utf-8") == program("js")
+
+
+def test_the_request_that_is_shown_is_one() -> None:
+    call = parse_calls(program("json").replace("\n", "").encode(), batch_calls_max=1)
+    assert isinstance(call, Call)
+    params = decode_params(call.params, METHODS[call.method].params)
+    assert isinstance(params, ChatParams)
+    assert params.priority is not None
+    assert params.client is not None
+    assert params.deadline_ms is not None
+    assert params.idempotency_key is not None
 
 
 @pytest.mark.slow

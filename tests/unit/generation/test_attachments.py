@@ -388,7 +388,7 @@ def test_who_comes_later_gets_all_that_is_beside_the_text_too_and_so_does_who_as
     assert second.sink.pieces == ["", "text"]
     assert told(second) == told(third) == ("why not", [call("f")], [7], chances(7).logprobs)
     assert third.sink.pieces == ["text"]
-    assert silent.sink.pieces == silent.sink.extras == []
+    assert (silent.sink.pieces, silent.sink.extras) == ([], [])
     for client in (first, second, silent, third):
         (result,) = client.sink.outcomes
         assert isinstance(result, GenerationResult)

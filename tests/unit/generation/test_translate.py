@@ -25,9 +25,12 @@ def choice(name: str) -> dict[str, Any]:
 
 
 def order(**params: Any) -> Generate:
-    kind = GenerateParams if "prompt" in params else ChatParams
-    whole = {"model": "m", **params} if "prompt" in params else {**CHAT, **params}
-    return make_order(msgspec.convert(whole, kind), Generation(), random_seed=1, now_unix_s=2.0)
+    given: ChatParams | GenerateParams
+    if "prompt" in params:
+        given = msgspec.convert({"model": "m", **params}, GenerateParams)
+    else:
+        given = msgspec.convert({**CHAT, **params}, ChatParams)
+    return make_order(given, Generation(), random_seed=1, now_unix_s=2.0)
 
 
 def refusal(**params: Any) -> tuple[str, str | None]:
