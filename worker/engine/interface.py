@@ -7,6 +7,7 @@ import msgspec
 
 from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import FinishReason, TokenLogprob, ToolCall
+from mlxsup.protocol.self_test import SelfTestResult
 from mlxsup.protocol.worker_link import Embed, Generate, Load, Loaded, Tune
 from mlxsup.worker.engine.grammar.constraint import Grammar
 from mlxsup.worker.engine.prefixes.disk import Found
@@ -139,6 +140,18 @@ class Embeds(Protocol):
 
     def submit_texts(self, id: int, prepared: PreparedTexts) -> None:
         """As `Engine.submit`."""
+        ...
+
+
+@runtime_checkable
+class TestsItself(Protocol):
+    """An engine that finds out which of its features are right for its model."""
+
+    def step_self_test(self, is_wanted: IsWanted) -> SelfTestResult | None:
+        """Compute a step of a test, of another one if none has begun; the result of one that is over.
+
+        What it found wrong is switched off by then, for what runs, too.
+        """
         ...
 
 

@@ -92,6 +92,12 @@ def _arrays(model: nn.Module) -> list[mx.array]:
     return [array for _, array in leaves]
 
 
+def float_types(model: nn.Module) -> list[str]:
+    """The types that it computes in, by their names in MLX."""
+    types = {array.dtype for array in _arrays(model) if mx.issubdtype(array.dtype, mx.floating)}
+    return sorted(str(each).removeprefix("mlx.core.") for each in types)
+
+
 def vocabulary_tokens(config: dict[str, Any]) -> int:
     text_config = config.get("text_config") or {}
     return int(config.get("vocab_size") or text_config["vocab_size"])

@@ -40,3 +40,7 @@ class Parking(Generic[MemberT]):
 
     def drop(self, id: int) -> None:
         self.take(id)
+
+    def clear(self) -> None:
+        self._parked.clear()
+        self.bytes = 0

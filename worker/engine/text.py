@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import mlx.nn as nn
@@ -9,6 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.self_test import Feature, SelfTestResult
 from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine import loading
 from mlxsup.worker.engine.adapters.adapters import Adapters
@@ -26,8 +28,12 @@ from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.prefixes import opening as prefixes
 from mlxsup.worker.engine.quantised import CacheMaker
 from mlxsup.worker.engine.sampling import make_logits_processors, make_sampler
+from mlxsup.worker.engine.selftest.compare import tolerance
+from mlxsup.worker.engine.selftest.golden import golden_prompts
+from mlxsup.worker.engine.selftest.rig import Rig
+from mlxsup.worker.engine.selftest.selftest import SelfTest
 from mlxsup.worker.engine.sequence import Sequence
-from mlxsup.worker.engine.widths import Guesser
+from mlxsup.worker.engine.widths import Guesser, Widths
 
 # No token of a usual vocabulary stands for more characters; it only saves tokenising what can't fit.
 CHARS_PER_TOKEN_MAX = 128
@@ -63,12 +69,14 @@ class TextEngine:
         # What is kept of beginnings has the form of plain caches.
         keeps = order if order.kv_bits is None else replace(order, prefix_bytes_max=0, prefix_folder=None)
         self._prefixes = prefixes.open_prefixes(keeps, model, loaded.kv_bytes_per_token)
+        self._widths = Widths()
         self._batch = Batch(
             model,
             sequences_max=order.batch_sequences_max,
             chunk_tokens=order.prefill_chunk_tokens,
             target_s=order.prefill_target_s or math.inf,
             prefixes=self._prefixes,
+            widths=self._widths,
             routes=self._adapters.routes,
         )
         self._draft = draft
@@ -76,6 +84,10 @@ class TextEngine:
         self._cache_maker = CacheMaker(model, order.kv_bits)
         self._running: dict[int, _Running] = {}
         self._parking: Parking[Member] = Parking(order.parked_bytes_max)
+        self._order = order
+        self._self_test: SelfTest | None = None
+        self._off: set[Feature] = set()
+        self._switch_off(order.switched_off)
 
     @classmethod
     def load(cls, order: Load, report: ReportLoad) -> "TextEngine":
@@ -95,7 +107,7 @@ class TextEngine:
             kv_bytes_per_token=loading.kv_bytes_per_token(model, CacheMaker(model, order.kv_bits)),
         )
         draft = None
-        if order.draft_path is not None:
+        if order.draft_path is not None and "speculation" not in order.switched_off:
             draft = load_draft(Path(order.draft_path), codec, order.float32, report)
         return cls(model, codec, loaded, order, draft)
 
@@ -183,6 +195,8 @@ class TextEngine:
         )
 
     def _guesser(self) -> Guesser | None:
+        if "speculation" in self._off:
+            return None
         if self._draft is not None:
             return self._draft.guesser()
         return Lookup() if self._looks_up else None
@@ -213,8 +227,68 @@ class TextEngine:
     def tune(self, order: Tune) -> None:
         if order.prefill_chunk_tokens is not None:
             self._batch.chunk_tokens = order.prefill_chunk_tokens
-        if order.batch_sequences_max is not None:
+        if order.batch_sequences_max is not None and "batch" not in self._off:
             self._batch.sequences_max = order.batch_sequences_max
+        self._switch_off(order.switched_off)
+
+    def step_self_test(self, is_wanted: IsWanted) -> SelfTestResult | None:
+        if self._self_test is None:
+            self._self_test = SelfTest(self._rig(), self._off)
+        result = self._self_test.step(is_wanted)
+        if result is not None:
+            self._self_test = None
+            self.loaded = replace(self.loaded, self_test=result)
+            self._switch_off(result.switched_off)
+        return result
+
+    def _rig(self) -> Rig:
+        order = self._order
+        return Rig(
+            model=self._model,
+            routes=self._adapters.routes,
+            maker=self._cache_maker,
+            prompts=golden_prompts(
+                lambda text: self.codec.encode(text, special=True), self.loaded.context_tokens
+            ),
+            vocabulary_tokens=self.loaded.vocabulary_tokens,
+            bytes_per_token=self.loaded.kv_bytes_per_token,
+            sequences_max=order.batch_sequences_max,
+            keeps_prefixes=order.prefix_bytes_max > 0 and order.kv_bits is None,
+            guesser=self._guesser,
+            tolerance=tolerance(loading.float_types(self._model), order.kv_bits),
+        )
+
+    def _switch_off(self, features: Collection[Feature]) -> None:
+        """From now on: what runs goes on behind what it was told, and nothing is used that was computed before."""
+        found = set(features) - self._off
+        if not found:
+            return
+        self._off |= found
+        if "batch" in found:
+            self._batch.sequences_max = 1
+            self._cache_keys = {
+                name: None if key is None else f"alone {key}" for name, key in self._cache_keys.items()
+            }
+        if "prefix_cache" in found:
+            self._cache_keys = dict.fromkeys(self._cache_keys)
+        if "speculation" in found:
+            self._widths.stop()
+        self._parking.clear()
+        self._begin_again([running.member for running in self._running.values()])
+
+    def _begin_again(self, members: list[Member]) -> None:
+        """Each is read anew up to its last token, as when its worker has died."""
+        for member in members:
+            # Nothing is kept of what is thrown away.
+            member.cache_key = None
+        self._batch.remove(members)
+        for member in members:
+            member.cache_key = self._cache_keys[member.adapter]
+            member.guesser = self._guesser()
+            member.cached = member.taken = 0
+            member.caches = self._cache_maker.make()
+            member.chosen = member.chances = None
+            self._batch.add(member)
 
     def step(self, is_wanted: IsWanted) -> list[Emission] | None:
         choices = self._batch.step(is_wanted)

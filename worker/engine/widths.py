@@ -98,6 +98,11 @@ class Widths:
         self._plain_s: dict[int, float] = {}
         # What one token more of one sequence adds to a pass.
         self._token_s = 0.0
+        self._is_stopped = False
+
+    def stop(self) -> None:
+        """From now on one token of each is fed at a time, whatever would pay."""
+        self._is_stopped = True
 
     def learn(self, sequences: int, columns: int, pass_s: float) -> None:
         """A pass over so many tokens of each took so long."""
@@ -113,7 +118,7 @@ class Widths:
         sequences = len(aheads)
         plain_s = self._plain_s.get(sequences)
         known = [ahead for ahead in aheads if ahead is not None]
-        if not plain_s or not known:
+        if not plain_s or not known or self._is_stopped:
             return 0
         longest = max(ahead.longest for ahead in known)
         best, best_gain = 0, sequences * math.log(_GAIN_MIN)

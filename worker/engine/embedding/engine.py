@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.self_test import SelfTestResult
 from mlxsup.protocol.worker_link import FRAME_BYTES_MAX, Embed, Generate, Load, Loaded, Tune
 from mlxsup.worker.engine.embedding.embedder import Embedder, Job
 from mlxsup.worker.engine.embedding.pooling import UnsupportedPoolingError, read_pooling
@@ -139,6 +140,9 @@ class EmbeddingEngine:
         if order.prefill_chunk_tokens is not None:
             self._chunk_tokens = order.prefill_chunk_tokens
         self._text.tune(order)
+
+    def step_self_test(self, is_wanted: IsWanted) -> SelfTestResult | None:
+        return self._text.step_self_test(is_wanted)
 
     def tokenize(self, text: str) -> list[int]:
         return self._text.tokenize(text)
