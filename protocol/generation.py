@@ -17,6 +17,7 @@ MAX_TOKENS_MAX = 1 << 24
 MESSAGES_MAX = 4096
 TOOLS_MAX = 128
 NAME_CHARS_MAX = 128
+LOGPROB_MIN = -9999.0
 
 StopString = Annotated[str, Meta(min_length=1, max_length=STOP_STRING_CHARS_MAX)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -192,7 +193,7 @@ class GenerateParams(
 
 class TokenChance(msgspec.Struct, frozen=True, kw_only=True):
     """One token that could come next, its text (U+FFFD for bytes that are no character), and the natural logarithm of its
-    probability, by the model alone: before temperature, penalties, biases and grammars.
+    probability, by the model alone: before temperature, penalties, biases and grammars. None is below `LOGPROB_MIN`.
     """
 
     token: TokenId

@@ -4,7 +4,7 @@ from collections.abc import Sequence as Tokens
 
 import mlx.core as mx
 
-from mlxsup.protocol.generation import FinishReason, TokenChance, TokenLogprob, ToolCall
+from mlxsup.protocol.generation import LOGPROB_MIN, FinishReason, TokenChance, TokenLogprob, ToolCall
 from mlxsup.protocol.worker_link import Generate
 from mlxsup.worker.engine.codec import TextCodec
 from mlxsup.worker.engine.interface import Emission
@@ -138,9 +138,9 @@ class Sequence:
         return TokenLogprob(
             token=token,
             text=self._codec.decode([token]),
-            logprob=float(_values(chances.chosen)[0]),
+            logprob=_finite(_values(chances.chosen)[0]),
             top=[
-                TokenChance(token=int(other), text=self._codec.decode([int(other)]), logprob=float(logprob))
+                TokenChance(token=int(other), text=self._codec.decode([int(other)]), logprob=_finite(logprob))
                 for other, logprob in top
             ],
         )
@@ -158,6 +158,11 @@ def _joined(pieces: list[Piece]) -> Piece:
 
 def _calls(pieces: list[Piece]) -> list[ToolCall]:
     return [call for piece in pieces for call in piece.tool_calls]
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity, and a grammar or a bias can have a token said that the model rules out."""
+    return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN
 
 
 def _values(array: mx.array) -> list[float]:
