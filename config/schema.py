@@ -67,6 +67,7 @@ class Worker(_Section, frozen=True):
     cache_limit_bytes: Annotated[int, Meta(ge=0)] | None = None
     parked_bytes_max: Annotated[int, Meta(ge=0)] = 1024 * MIB
     prefill_lease: Literal["auto", "on", "off"] = "auto"
+    grammar_compile_s: Annotated[float, Meta(ge=0.01, le=600.0)] = 5.0
     exit_grace_s: Seconds = 5.0
     term_grace_s: Seconds = 15.0
     kill_grace_s: PositiveSeconds = 5.0
@@ -189,6 +190,9 @@ class Model(_Section, frozen=True):
     kv_bits: Literal[4, 8] | None = None
     lookup: bool = True
     draft: Annotated[str, Meta(min_length=1)] | None = None
+    images_max: Annotated[int, Meta(ge=0, le=256)] = 8
+    image_bytes_max: Annotated[int, Meta(ge=1 * KIB, le=16 * MIB)] = 6 * MIB
+    image_pixels_max: Annotated[int, Meta(ge=1024, le=1 << 28)] = 1 << 24
     adapters: dict[AdapterName, Annotated[str, Meta(min_length=1)]] = msgspec.field(default_factory=dict)
     adapters_bytes_max: Annotated[int, Meta(ge=0)] = 1024 * MIB
     slo: dict[Priority, Slo] = msgspec.field(default_factory=dict)

@@ -66,9 +66,10 @@ class Load(_Wire, frozen=True):
     `parked_bytes_max` is for the caches of requests that gave way, and go on, `prefix_bytes_max` for those of beginnings that
     others may share; on the disk they are in `prefix_folder`, None: nowhere. A chunk of a prompt takes about
     `prefill_target_s`, None: however long. `kv_bits` None: caches are as the model computes them. With `lookup` texts that repeat
-    themselves are guessed, with `draft_path` by that model. `adapters` are folders by name; so many as
+    themselves are guessed, with `draft_path` by that model. A grammar is compiled within `grammar_compile_s`, or refused.
+    `adapters` are folders by name; so many as
     `adapters_bytes_max` allows are kept in memory beside those in use. With `self_test` it tests itself before it answers; what
-    is `switched_off` by an earlier test is not used.
+    is `switched_off` by an earlier test is not used. A request may have `images_max` images, each of so many bytes and pixels.
     """
 
     model_path: str
@@ -85,11 +86,15 @@ class Load(_Wire, frozen=True):
     prefix_folder: str | None = None
     prefix_disk_bytes_max: int = 0
     prefix_disk_tokens_min: int = 0
+    grammar_compile_s: float = 5.0
     adapters: dict[str, str] = {}
     kv_bits: Literal[4, 8] | None = None
     lookup: bool = True
     draft_path: str | None = None
     adapters_bytes_max: int = 0
+    images_max: int = 0
+    image_bytes_max: int = 0
+    image_pixels_max: int = 0
     self_test: bool = False
     switched_off: list[Feature] = []
 

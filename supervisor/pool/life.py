@@ -320,10 +320,14 @@ class Life:
             prefix_disk_bytes_max=self._model.prefix_disk_bytes_max,
             prefix_disk_tokens_min=self._model.prefix_disk_tokens_min,
             kv_bits=self._model.kv_bits,
+            grammar_compile_s=self._config.grammar_compile_s,
             lookup=self._model.lookup,
             draft_path=None if companions.draft is None else str(companions.draft),
             adapters={name: str(path) for name, path in companions.adapters.items()},
             adapters_bytes_max=self._model.adapters_bytes_max,
+            images_max=self._model.images_max,
+            image_bytes_max=self._model.image_bytes_max,
+            image_pixels_max=self._model.image_pixels_max,
             heartbeat_interval_s=self._config.heartbeat_interval_s,
         )
 
