@@ -162,7 +162,7 @@ def _calls(pieces: list[Piece]) -> list[ToolCall]:
 
 def _finite(logprob: float) -> float:
     """JSON has no infinity, and a grammar or a bias can have a token said that the model rules out."""
-    return logprob if logprob > LOGPROB_MIN else LOGPROB_MIN
+    return max(LOGPROB_MIN, logprob)
 
 
 def _values(array: mx.array) -> list[float]:
