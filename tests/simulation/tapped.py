@@ -135,7 +135,7 @@ def _tap_runner(world: "World", runner: ModelRunner) -> None:
         sink: Any = request._sink
         entry = Submitted(
             at_s=trio.current_time(),
-            key=world.clients[int(sink._connection._name)].last_key[sink.id],
+            key=world.clients[int(sink._connection.name)].last_key[sink.id],
             request=request.id,
             model=runner.name,
             queued_before=runner.queued,
