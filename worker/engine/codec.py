@@ -1,6 +1,7 @@
 """Text to tokens and back: templates, encoding, and decoding one token at a time."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import msgspec
@@ -10,6 +11,7 @@ from tokenizers.decoders import DecodeStream
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import ImagePart, Message, PastCall, TextPart
+from mlxsup.worker.engine.grammar.vocabulary import Vocabulary
 from mlxsup.worker.engine.outputs.dialect import read_dialect
 from mlxsup.worker.engine.template_clock import template_clock
 
@@ -35,6 +37,11 @@ class TextCodec:
         self._backend: Any = getattr(tokenizer._tokenizer, "backend_tokenizer", None)  # noqa: SLF001
         self.eos_tokens = tuple(sorted(tokenizer.eos_token_ids))
         self.dialect = read_dialect(tokenizer)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """As grammars need it."""
+        return Vocabulary(self._backend, self.eos_tokens)
 
     def has_vocabulary_of(self, other: TokenizerWrapper) -> bool:
         """Whether each token is the same text in both, by the same number."""

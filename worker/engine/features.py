@@ -63,7 +63,7 @@ FEATURES = (IMAGES, JSON_OBJECT, JSON_SCHEMA, REGEX, CHOICE, TOOLS, FORCED_TOOL,
 
 # By engine.
 ABLE: dict[str, frozenset[Feature]] = {
-    "text": frozenset({TOOLS, LOGPROBS, ADAPTER}),
+    "text": frozenset({JSON_OBJECT, JSON_SCHEMA, REGEX, CHOICE, TOOLS, FORCED_TOOL, LOGPROBS, ADAPTER}),
 }
 
 

@@ -1,6 +1,7 @@
 """The engine for text models: requests into sequences of a batch, and chosen tokens into text."""
 
 import math
+import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -19,6 +20,7 @@ from mlxsup.worker.engine.codec import TextCodec
 from mlxsup.worker.engine.draft import DraftModel, load_draft
 from mlxsup.worker.engine.embedding.trunk import find_trunk
 from mlxsup.worker.engine.features import ABLE, refuse_unsupported
+from mlxsup.worker.engine.grammar.grammars import Grammars
 from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, ReportLoad
 from mlxsup.worker.engine.lookup import Lookup
 from mlxsup.worker.engine.member import Choice, Member
@@ -80,6 +82,9 @@ class TextEngine:
             routes=self._adapters.routes,
         )
         self._draft = draft
+        self._grammars = Grammars(
+            codec.vocabulary, codec.dialect and codec.dialect.tools, order.grammar_compile_s
+        )
         self._looks_up = order.lookup
         self._cache_maker = CacheMaker(model, order.kv_bits)
         self._running: dict[int, _Running] = {}
@@ -97,6 +102,8 @@ class TextEngine:
         report("tokenizer", 0, 1)
         codec = TextCodec(loading.load_codec_tokenizer(folder, config))
         report("tokenizer", 1, 1)
+        # It holds the interpreter for half a second: now, and not while streams run.
+        threading.Thread(target=codec.vocabulary.build, name="vocabulary", daemon=True).start()
         loading.warm_up(model, report)
         loaded = Loaded(
             model_type=str(config.get("model_type", "")),
@@ -126,7 +133,9 @@ class TextEngine:
         _check_tokens(list(request.sampling.logit_bias), vocabulary, "$.logit_bias")
         self._adapters.check(request.adapter)
         found = self._prefixes.find(self._cache_keys[request.adapter], tokens)
-        return Prepared(tokens, request, found=found)
+        answer_tokens_max = min(request.max_tokens, context - len(tokens))
+        grammar = self._grammars.compile(request, answer_tokens_max)
+        return Prepared(tokens, request, grammar, found)
 
     def _prompt_tokens(self, request: Generate) -> list[int]:
         tools = chosen_tools(request).shown

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 import msgspec
 from llguidance import LLMatcher, LLParserLimits
@@ -19,13 +20,13 @@ KEPT_BYTES_MAX = 16 * 1024 * 1024
 # Those that were given up go on to their end; with so many of them no other is begun.
 _GIVEN_UP_MAX = 2
 # What one mask may cost: about 5 ms of the lexer, 2 ms of the parser, and 100 MB of the lexer's states in all.
-_LIMITS = {
-    "initial_lexer_fuel": 1_000_000,
-    "step_lexer_fuel": 70_000,
-    "step_max_items": 40_000,
-    "max_lexer_states": 50_000,
-    "max_grammar_size": 200_000,
-}
+_LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=70_000,
+    step_max_items=40_000,
+    max_lexer_states=50_000,
+    max_grammar_size=200_000,
+)
 # A grammar whose first steps take longer would hold up everybody else.
 _FIRST_MASKS = 8
 _MASK_S_MAX = 0.25
@@ -40,7 +41,13 @@ class Compiled(msgspec.Struct, frozen=True, eq=False):
 class Compiler:
     """Any thread; waits for `deadline_s` at most."""
 
-    def __init__(self, vocabulary: Vocabulary, deadline_s: float) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        deadline_s: float,
+        compile_source: "Callable[[Source, Vocabulary], Compiled] | None" = None,
+    ) -> None:
+        self._compile_source = compile_source or _compile
         self._vocabulary = vocabulary
         self._deadline_s = deadline_s
         self._kept: OrderedDict[str, Compiled] = OrderedDict()
@@ -72,7 +79,7 @@ class Compiler:
 
         def work() -> None:
             try:
-                outcome.append(_compile(source, self._vocabulary))
+                outcome.append(self._compile_source(source, self._vocabulary))
             except Exception as error:  # noqa: BLE001  (it is raised where somebody waits for it)
                 outcome.append(error)
             with self._lock:
@@ -125,7 +132,7 @@ def _compile(source: Source, vocabulary: Vocabulary) -> Compiled:
 
 
 def _matcher(grammar: str, vocabulary: Vocabulary) -> LLMatcher:
-    return LLMatcher(vocabulary.tokens, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
+    return LLMatcher(vocabulary.tokens, grammar, log_level=0, limits=_LIMITS)
 
 
 def _margin(source: Source, shortest: int, vocabulary: Vocabulary) -> int:

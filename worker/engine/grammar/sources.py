@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from llguidance import LLMatcher
@@ -18,8 +18,12 @@ from mlxsup.worker.engine.grammar.schema_terms import PATH, refuse_own, subschem
 from mlxsup.worker.engine.grammar.vocabulary import Vocabulary
 from mlxsup.worker.engine.outputs.dialect import ToolMarkers
 
+if TYPE_CHECKING:
+    # Only its types know of it.
+    from llguidance._lib import JsonCompileOptions
+
 # As `json.dumps` writes it. Were any white space allowed, some models would say nothing else up to the limit.
-_JSON_FORM = {
+_JSON_FORM: "JsonCompileOptions" = {
     "whitespace_flexible": False,
     "key_separator": ": ",
     "item_separator": ", ",

@@ -1,6 +1,7 @@
 """The model's tokens, as a grammar needs them."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,11 @@ class Vocabulary:
     @cached_property
     def _texts(self) -> list[bytes]:
         return [self.tokens.decode_bytes([token]) for token in range(self.tokens.vocab_size)]
+
+    def build(self) -> None:
+        """Have it ready before anybody needs it, if it can be had at all."""
+        with suppress(RpcError):
+            _ = self.tokens
 
     @cached_property
     def plain(self) -> list[int]:
