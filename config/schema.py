@@ -195,6 +195,7 @@ class Model(_Section, frozen=True):
     image_pixels_max: Annotated[int, Meta(ge=1024, le=1 << 28)] = 1 << 24
     adapters: dict[AdapterName, Annotated[str, Meta(min_length=1)]] = msgspec.field(default_factory=dict)
     adapters_bytes_max: Annotated[int, Meta(ge=0)] = 1024 * MIB
+    self_test: bool = True
     slo: dict[Priority, Slo] = msgspec.field(default_factory=dict)
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from mlxsup.protocol import generation, service
 from mlxsup.protocol.errors import ErrorKind
+from mlxsup.protocol.self_test import SelfTestResult
 
 PROTOCOL_VERSION = 1
 
@@ -98,6 +99,14 @@ _TABLE = (
         result=service.ModelEntry,
         summary="Replace a model's worker and lose nothing; answered once the new one serves, with `$/progress` meanwhile.",
         errors=_WORKER,
+    ),
+    Method(
+        name="model/selftest",
+        params=service.SelfTestParams,
+        result=SelfTestResult,
+        summary="Load a model if need be, and compare its texts with each feature of the engine and without any; what differs is "
+        "switched off.",
+        errors=(*_WORKER, ErrorKind.OVERLOADED, ErrorKind.LIMIT_EXCEEDED, ErrorKind.UNSUPPORTED),
     ),
     Method(
         name="model/breaker",

@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from mlxsup.protocol.generation import ClientName, DeadlineMs, Priority, TokenId, Usage
+from mlxsup.protocol.self_test import SelfTestResult
 
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 
@@ -53,11 +54,15 @@ class ServerInfo(_Result, frozen=True):
 
 
 class ModelHealth(_Result, frozen=True):
-    """`ready`: a request would be answered now, or once the worker has loaded; `reason` says why not."""
+    """`ready`: a request would be answered now, or once the worker has loaded; `reason` says why not. `switched_off` are
+    features of the engine that gave other texts in the last `self_test`, None: there was none yet.
+    """
 
     state: str
     reason: str | None
     ready: bool
+    switched_off: list[str] = []
+    self_test: SelfTestResult | None = None
 
 
 class Health(_Result, frozen=True):
@@ -211,6 +216,8 @@ class ShutdownParams(_Params, frozen=True):
 
 
 class ModelEntry(_Result, frozen=True):
+    """`switched_off` and `self_test` are as in the `ModelHealth`."""
+
     name: str
     state: str
     reason: str | None
@@ -220,6 +227,8 @@ class ModelEntry(_Result, frozen=True):
     pinned: bool
     pulled: bool
     breaker: str
+    switched_off: list[str] = []
+    self_test: SelfTestResult | None = None
 
 
 class ModelList(_Result, frozen=True):
@@ -247,6 +256,10 @@ class UnloadParams(_Params, frozen=True):
 
 
 class RecycleParams(_Params, frozen=True):
+    model: ModelName
+
+
+class SelfTestParams(_Params, frozen=True):
     model: ModelName
 
 

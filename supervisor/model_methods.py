@@ -8,6 +8,7 @@ import trio
 
 from mlxsup.config.schema import Config
 from mlxsup.protocol import service, worker_link
+from mlxsup.protocol.self_test import SelfTestResult
 from mlxsup.supervisor.models.pull import pull
 from mlxsup.supervisor.models.store import Store
 from mlxsup.supervisor.pool.attempt import OnProgress
@@ -39,6 +40,7 @@ class ModelMethods:
             "model/load": self._load,
             "model/unload": self._unload,
             "model/recycle": self._recycle,
+            "model/selftest": self._self_test,
             "model/breaker": self._breaker,
             "model/forgive": self._forgive,
             "model/pull": self._pull,
@@ -64,6 +66,9 @@ class ModelMethods:
         runner = self._pool.runner(params.model)
         await runner.recycle(_report_load(caller))
         return self._pool.entry(runner)
+
+    async def _self_test(self, params: service.SelfTestParams, caller: Caller) -> SelfTestResult:
+        return await self._pool.runner(params.model).self_test(_report_load(caller))
 
     async def _breaker(self, params: service.BreakerParams, _: Caller) -> service.ModelEntry:
         runner = self._pool.runner(params.model)

@@ -166,4 +166,10 @@ def _model_health(runner: ModelRunner) -> service.ModelHealth:
     refused = runner.gate.why_refused(trio.current_time())
     down = snapshot.state in (WorkerState.FAILED, WorkerState.QUARANTINED)
     reason = snapshot.reason or (refused.message if refused is not None else None)
-    return service.ModelHealth(state=snapshot.state.value, reason=reason, ready=not down and refused is None)
+    return service.ModelHealth(
+        state=snapshot.state.value,
+        reason=reason,
+        ready=not down and refused is None,
+        switched_off=[] if snapshot.self_test is None else list(snapshot.self_test.switched_off),
+        self_test=snapshot.self_test,
+    )

@@ -10,11 +10,11 @@ import time
 import msgspec
 
 from mlxsup.protocol import worker_link as link
-from mlxsup.protocol.errors import RpcError
+from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.exit_codes import ExitCode
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.jsonrpc import encode_error, encode_result
-from mlxsup.worker.engine.interface import Embeds, Emission, Engine, Prepared, PreparedTexts
+from mlxsup.worker.engine.interface import Embeds, Emission, Engine, Prepared, PreparedTexts, TestsItself
 from mlxsup.worker.inbox import Command, EndOfInput, Inbox
 from mlxsup.worker.lease import Lease
 from mlxsup.worker.outbox import Outbox
@@ -44,6 +44,8 @@ class BatchLoop:
         # False once its cancel has come.
         self._preparing: dict[int, bool] = {}
         self._running: dict[int, _Counts] = {}
+        # Who asked for the self-test that is under way.
+        self._self_test_ids: list[int] = []
         self._steps = 0
         self._prefill_tokens_per_s = 0.0
         # Spent on the step that is being computed, which may be put aside now and then.
@@ -52,7 +54,7 @@ class BatchLoop:
     def run(self) -> ExitCode:
         """Until the supervisor says to end, or its pipe closes."""
         while True:
-            idle = not self._running
+            idle = not (self._running or self._self_test_ids)
             if idle:
                 self._engine.rest(self._inbox.has_items)
                 self._vitals.advance("idle", self._steps)
@@ -65,6 +67,8 @@ class BatchLoop:
                 return end
             if self._running and (end := self._step()) is not None:
                 return end
+            if self._self_test_ids:
+                self._step_self_test()
 
     def _step(self) -> ExitCode | None:
         prefill_tokens = self._engine.prefill_tokens
@@ -88,6 +92,15 @@ class BatchLoop:
         if not emissions and self._lease.is_waiting:
             return self._take(wait=True, timeout_s=_LEASE_LOOK_S)
         return None
+
+    def _step_self_test(self) -> None:
+        """In turns with the steps of what runs."""
+        assert isinstance(self._engine, TestsItself)
+        self._vitals.advance("batch", self._steps, sequences=len(self._running))
+        result = self._engine.step_self_test(self._inbox.has_items)
+        if result is not None:
+            ids, self._self_test_ids = self._self_test_ids, []
+            self._outbox.send_step((), [encode_result(id, result) for id in ids])
 
     def _take(self, *, wait: bool, timeout_s: float | None = None) -> ExitCode | None:
         for item in self._inbox.take(wait=wait, timeout_s=timeout_s):
@@ -117,9 +130,19 @@ class BatchLoop:
             case Command(id=id, params=link.Generate() | link.Embed()):
                 self._preparing[id] = True
                 self._preparation.put(item)
+            case Command(id=id, params=link.SelfTest()):
+                self._begin_self_test(id)
             case Command():
                 self._preparation.put(item)
         return None
+
+    def _begin_self_test(self, id: int) -> None:
+        """Whoever asks while one is under way has the result of that."""
+        if isinstance(self._engine, TestsItself):
+            self._self_test_ids.append(id)
+        else:
+            error = RpcError(ErrorKind.UNSUPPORTED, "this model's engine has no self-test")
+            self._outbox.send(encode_error(id, error))
 
     def _begin(self, ready: Ready) -> None:
         wanted = self._preparing.pop(ready.id)

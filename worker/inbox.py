@@ -26,6 +26,7 @@ _PARAMS: dict[str, type[Any]] = {
     link.EMBED: link.Embed,
     link.TOKENIZE: link.Tokenize,
     link.DETOKENIZE: link.Detokenize,
+    link.SELF_TEST: link.SelfTest,
     link.CANCEL: link.Cancel,
     link.TUNE: link.Tune,
     link.LEASE_GRANT: link.LeaseTurn,

@@ -14,6 +14,7 @@ from mlxsup.supervisor.cli.deaths import deaths
 from mlxsup.supervisor.cli.doctor import doctor
 from mlxsup.supervisor.cli.loading import load, recycle
 from mlxsup.supervisor.cli.models import breaker, list_models, pull_model, unload
+from mlxsup.supervisor.cli.self_test import self_test
 from mlxsup.supervisor.cli.serve import start, stdio
 from mlxsup.supervisor.cli.setting import NOT_CONFIGURED, SettingError
 from mlxsup.supervisor.cli.status import status, stop
@@ -42,6 +43,7 @@ for command in (
     load,
     unload,
     recycle,
+    self_test,
     breaker,
     deaths,
     chat,

@@ -1,4 +1,4 @@
-"""How models look in a terminal: one line each, and below it why one does not serve."""
+"""How models look in a terminal: one line each, and below it why one does not serve, or not with all it could."""
 
 import textwrap
 
@@ -20,9 +20,9 @@ def model_table(models: list[ModelEntry]) -> str:
     shown = [heading]
     for model, line in zip(models, lines, strict=True):
         shown.append(line)
-        if model.reason:
+        for remark in filter(None, (model.reason, switched_off_words(model))):
             shown += textwrap.wrap(
-                model.reason,
+                remark,
                 _COLUMNS,
                 initial_indent="  ",
                 subsequent_indent="  ",
@@ -40,6 +40,12 @@ def _row(model: ModelEntry) -> tuple[str, ...]:
         str(model.generation),
         breaker_word(model),
     )
+
+
+def switched_off_words(model: ModelEntry) -> str:
+    """What its self-test has switched off, empty: nothing."""
+    names = ", ".join(name.replace("_", " ") for name in model.switched_off)
+    return f"switched off by its self-test: {names}; `mlxsup selftest {model.name}` says why" if names else ""
 
 
 def state_word(model: ModelEntry) -> str:

@@ -14,6 +14,7 @@ from mlxsup.config.schema import Recovery
 from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.protocol.self_test import Feature
 from mlxsup.supervisor.lease.desk import LeaseDesk
 from mlxsup.supervisor.pool.attempt import Attempt
 from mlxsup.supervisor.pool.companions import Companions
@@ -21,6 +22,7 @@ from mlxsup.supervisor.pool.frame_pipes import LinkFaultError
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.output_bound import OutputBound
 from mlxsup.supervisor.pool.process import Observation
+from mlxsup.supervisor.pool.self_tests import SelfTests
 from mlxsup.supervisor.pool.watch import Watch
 from mlxsup.supervisor.pool.worker import Handlers, Worker, WorkerGoneError
 from mlxsup.supervisor.recovery.classify import Evidence
@@ -109,6 +111,7 @@ class Life:
         recovery: Recovery,
         owner: Owner,
         generation: int,
+        self_tests: SelfTests,
         prefill_tokens_per_s: float | None = None,
     ) -> None:
         """`prefill_tokens_per_s` as measured with an earlier worker of the model, if there was one."""
@@ -117,6 +120,7 @@ class Life:
         self._config = config
         self._recovery = recovery
         self._owner = owner
+        self._self_tests = self_tests
         self._watch = Watch(watchdog_limits(config, recovery), source.observe, prefill_tokens_per_s)
         self._output = OutputBound()
         self._stop_asked = trio.Event()
@@ -131,6 +135,8 @@ class Life:
         self.ready_s: float | None = None
         self.generation = generation
         self.error: RpcError | None = None
+        # As it was ordered, or has found itself.
+        self.switched_off: list[Feature] = []
         self.loading = Attempt()
         self.over = trio.Event()
 
@@ -153,6 +159,11 @@ class Life:
         """As `Worker.tune`."""
         assert self.worker is not None
         self.worker.tune(batch_sequences_max=batch_sequences_max, prefill_chunk_tokens=prefill_chunk_tokens)
+
+    def switch_off(self, features: list[Feature]) -> None:
+        assert self.worker is not None
+        self.switched_off = features
+        self.worker.send_notification(link.TUNE, link.Tune(switched_off=features))
 
     # As a member of those who share a GPU:
 
@@ -305,6 +316,7 @@ class Life:
             ) from None
 
     def _order(self, folder: Path, companions: Companions) -> link.Load:
+        self.switched_off = self._self_tests.switched_off
         return link.Load(
             model_path=str(folder),
             context_tokens_max=self._model.context_tokens_max,
@@ -325,6 +337,8 @@ class Life:
             draft_path=None if companions.draft is None else str(companions.draft),
             adapters={name: str(path) for name, path in companions.adapters.items()},
             adapters_bytes_max=self._model.adapters_bytes_max,
+            self_test=self._model.self_test and self._self_tests.last is None,
+            switched_off=self.switched_off,
             images_max=self._model.images_max,
             image_bytes_max=self._model.image_bytes_max,
             image_pixels_max=self._model.image_pixels_max,

@@ -6,19 +6,26 @@ from mlxsup.config.schema import Model as ModelConfig
 from mlxsup.config.schema import Recovery
 from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.supervisor.pool.life import Life, Owner, WorkerSource
+from mlxsup.supervisor.pool.self_tests import SelfTests
 
 
 class Lives:
     """Those that are not over. `current` serves, or will once it has loaded; `successor` loads, and takes over from it."""
 
     def __init__(
-        self, model: ModelConfig, config: WorkerConfig, recovery: Recovery, source: WorkerSource
+        self,
+        model: ModelConfig,
+        config: WorkerConfig,
+        recovery: Recovery,
+        source: WorkerSource,
+        self_tests: SelfTests,
     ) -> None:
         # As those are loaded that begin from now on.
         self.model = model
         self._config = config
         self._recovery = recovery
         self._source = source
+        self._self_tests = self_tests
         self._lives: dict[Life, None] = {}
         self.current: Life | None = None
         self.successor: Life | None = None
@@ -49,6 +56,7 @@ class Lives:
             self._recovery,
             owner,
             self._generation,
+            self._self_tests,
             self._prefill_tokens_per_s,
         )
         self._lives[life] = None
@@ -99,3 +107,6 @@ class Lives:
         """One that is ready, as the others are."""
         if self._chunk_tokens is not None:
             life.tune(prefill_chunk_tokens=self._chunk_tokens)
+        if self._self_tests.switched_off != life.switched_off:
+            # Found by another worker while this one was loading.
+            life.switch_off(self._self_tests.switched_off)

@@ -149,6 +149,8 @@ class Pool:
             pinned=snapshot.pinned,
             breaker=snapshot.breaker.value,
             pulled=snapshot.state is WorkerState.READY or self._is_pulled(source, pulled),
+            switched_off=[] if snapshot.self_test is None else list(snapshot.self_test.switched_off),
+            self_test=snapshot.self_test,
         )
 
     def _is_pulled(self, source: Source, pulled: set[str] | None) -> bool:

@@ -15,6 +15,7 @@ from mlxsup.config.schema import Worker as WorkerConfig
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import Priority
+from mlxsup.protocol.self_test import SelfTestResult
 from mlxsup.protocol.service import Activity, LoadOptions
 from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.generation.request import GenerationRequest
@@ -23,6 +24,7 @@ from mlxsup.supervisor.pool.casualties import Casualties, Witness
 from mlxsup.supervisor.pool.life import Life, WorkerSource
 from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.questions import Questions
+from mlxsup.supervisor.pool.self_tests import SelfTests
 from mlxsup.supervisor.pool.standing import Standing
 from mlxsup.supervisor.pool.succession import Succession
 from mlxsup.supervisor.pool.unavailable import stopped_error
@@ -48,6 +50,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool
     breaker: BreakerState
     hello: link.Hello | None
+    self_test: SelfTestResult | None
 
 
 class ModelRunner:
@@ -82,6 +85,7 @@ class ModelRunner:
         )
         self._busy = trio.Event()
         self._standing = Standing(name, events)
+        self._self_tests = SelfTests(name, events, self._apply_self_test)
         self._workers = Succession(
             name,
             model,
@@ -103,6 +107,7 @@ class ModelRunner:
                 crowded_s=recovery.restart_healthy_s,
             ),
             reservation=self._reservation,
+            self_tests=self._self_tests,
         )
         self._next = self._workers.next
         self._questions = Questions(model, self._scheduler, self.gate, self.ensure_ready)
@@ -134,6 +139,7 @@ class ModelRunner:
             pinned=self._pinned,
             breaker=self.gate.breaker_state(trio.current_time()),
             hello=worker.hello if worker else None,
+            self_test=self._self_tests.last,
         )
 
     @property
@@ -225,7 +231,27 @@ class ModelRunner:
             await self._workers.use(msgspec.structs.replace(self._configured, context_tokens_max=bound))
         if forgive:
             self._next.forgive()
+            if self._workers.current is None:
+                self._self_tests.forget()
         await self.ensure_ready(on_progress)
+
+    async def self_test(self, on_progress: OnProgress | None = None) -> SelfTestResult:
+        """Test the worker, which is begun if need be.
+
+        Raises:
+            RpcError: as `call`; UNSUPPORTED where the engine has no test.
+        """
+        count = self._self_tests.count
+        await self.ensure_ready(on_progress)
+        if self._self_tests.count == count or self._self_tests.last is None:
+            # Else it has just been tested as it was loaded.
+            self._self_tests.note(await self.call(link.SELF_TEST, link.SelfTest(), SelfTestResult))
+        assert self._self_tests.last is not None
+        return self._self_tests.last
+
+    def _apply_self_test(self) -> None:
+        alone = "batch" in self._self_tests.switched_off
+        self._scheduler.keep_alone(trio.current_time(), alone=alone)
 
     async def unload(self, *, force: bool) -> None:
         """End the worker: after its requests, or at once with `force`."""

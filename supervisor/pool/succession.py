@@ -23,6 +23,7 @@ from mlxsup.supervisor.pool.lifecycle import WorkerState
 from mlxsup.supervisor.pool.lives import Lives
 from mlxsup.supervisor.pool.next_worker import NextWorker
 from mlxsup.supervisor.pool.replacement import Replacement
+from mlxsup.supervisor.pool.self_tests import SelfTests
 from mlxsup.supervisor.pool.standing import Standing
 from mlxsup.supervisor.pool.turn import Turn
 from mlxsup.supervisor.pool.unavailable import given_up_error, stopped_error
@@ -54,6 +55,7 @@ class Succession:
         policy: RestartPolicy,
         casualties: Casualties,
         reservation: Reservation,
+        self_tests: SelfTests,
     ) -> None:
         self.name = name
         self._standing = standing
@@ -63,7 +65,8 @@ class Succession:
         self._casualties = casualties
         self._reservation = reservation
         reservation.occupy(self)
-        self._lives = Lives(model, config, recovery, source)
+        self._self_tests = self_tests
+        self._lives = Lives(model, config, recovery, source, self_tests)
         self._memory = WorkerMemory(reservation, self._lives, scheduler, source, recovery.headroom_bytes)
         self._turn = Turn(recovery, source.available)
         self.next = NextWorker(
@@ -251,6 +254,9 @@ class Succession:
     def ready(self, life: Life, loaded: link.Loaded) -> None:
         megabytes = loaded.weights_bytes // 10**6
         _log.info("%s: loaded in %.1f s, %d MB of weights", self.name, loaded.load_s, megabytes)
+        if loaded.self_test is not None:
+            life.switched_off = loaded.self_test.switched_off
+            self._self_tests.note(loaded.self_test)
         now_s = trio.current_time()
         self._turn.note_ready()
         self._replacement.note_ready(now_s)

@@ -1,6 +1,6 @@
 """How many requests of a model are computed together. Pure.
 
-The least of: what is configured; what an operator or a policy holds it to; half of what ran when memory ran out, for a
+The least of: what is configured, or one for an engine that batches wrong; what an operator or a policy holds it to; half of what ran when memory ran out, for a
 while; and what keeps the time between two tokens under the target of the most demanding tier that runs: one fewer after
 each stretch of steps that took longer, one more after each that took clearly less (additive both ways: the time of a step
 grows with the batch, and nothing is gained by a large jump).
@@ -21,6 +21,7 @@ class BatchLimit:
     def __init__(self, sequences_max: int, inter_token_targets_s: Mapping[Priority, float]) -> None:
         self._sequences_max = sequences_max
         self._targets_s = inter_token_targets_s
+        self._is_alone = False
         self._held: int | None = None
         self._crowd_max = sequences_max
         self._crowded_until_s = -math.inf
@@ -34,11 +35,15 @@ class BatchLimit:
             bounds.append(self._held)
         if now_s < self._crowded_until_s:
             bounds.append(self._crowd_max)
-        return max(1, min(bounds))
+        return 1 if self._is_alone else max(1, min(bounds))
 
     def hold(self, sequences_max: int | None) -> None:
         """No more than that until it is None."""
         self._held = sequences_max
+
+    def keep_alone(self, *, alone: bool) -> None:
+        """Whether each is computed alone, whatever else is said."""
+        self._is_alone = alone
 
     def crowd(self, sequences_max: int, until_s: float) -> None:
         """More together were too much for the memory."""

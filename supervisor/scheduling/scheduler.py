@@ -280,6 +280,11 @@ class Scheduler:
         self._limit.hold(sequences_max)
         self._fill(now_s)
 
+    def keep_alone(self, now_s: float, *, alone: bool) -> None:
+        """Whether each is computed alone, since the worker can't compute several together."""
+        self._limit.keep_alone(alone=alone)
+        self._fill(now_s)
+
     def shed(self, tier: Priority, away_s: float | None, now_s: float) -> None:
         """Refuse newcomers of that tier, and end those of it that wait and have had no turn yet; None: no more.
 

@@ -13,11 +13,13 @@ from trio.testing import MockClock
 from mlxsup.config.schema import Model, Recovery, Worker
 from mlxsup.protocol import worker_link as link
 from mlxsup.protocol.jsonrpc import Call, encode_notification
+from mlxsup.supervisor.events import EventBus
 from mlxsup.supervisor.lease.arbiter import LeaseBounds
 from mlxsup.supervisor.lease.desk import TOKENS_MIN, LeaseDesk
 from mlxsup.supervisor.pool.hatchery import Hatchery
 from mlxsup.supervisor.pool.life import Life, WorkerSource
 from mlxsup.supervisor.pool.process import Observation
+from mlxsup.supervisor.pool.self_tests import SelfTests
 from mlxsup.supervisor.residency.residency import Weights
 from tests.fakes.memory_worker import MemoryWorker, Plan
 
@@ -97,7 +99,8 @@ async def two_lives() -> AsyncIterator[list[Asking]]:
             lease=desk,
         )
         for generation in (1, 2):
-            life = Life(source, Model(), CONFIG, Recovery(), Indifferent(), generation)
+            self_tests = SelfTests("m", EventBus(), lambda: None)
+            life = Life(source, Model(), CONFIG, Recovery(), Indifferent(), generation, self_tests)
             nursery.start_soon(life.run)
             while life.ready_s is None:  # noqa: ASYNC110  (on the mock clock)
                 await trio.sleep(0.1)

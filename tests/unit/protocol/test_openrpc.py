@@ -19,7 +19,16 @@ BY_NAME: dict[str, Any] = {method["name"]: method for method in DOCUMENT["method
 MESSAGES = [
     {"role": "user", "content": [{"type": "text", "text": "hi"}]},
     {"role": "assistant", "content": "yes"},
+    {
+        "role": "assistant",
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    },
+    {"role": "tool", "content": "1", "tool_call_id": "1"},
 ]
+TOOLS = {
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+}
 SAMPLING = {
     "max_tokens": 5,
     "temperature": 0.5,
@@ -42,16 +51,27 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "model/load": {"model": "m", "pin": True, "options": {"context_tokens_max": 64}},
     "model/unload": {"model": "m", "force": True},
     "model/recycle": {"model": "m"},
+    "model/selftest": {"model": "m"},
     "model/forgive": {"model": "m"},
     "model/breaker": {"model": "m", "action": "force_open"},
     "model/pull": {"model": "m"},
-    "chat": {"model": "m", "messages": MESSAGES, "priority": "high", **SAMPLING, **FORMATS},
+    "chat": {"model": "m", "messages": MESSAGES, "priority": "high", **SAMPLING, **FORMATS, **TOOLS},
     "generate": {"model": "m", "prompt": "hi", "response_format": {"type": "choice", "choices": ["a"]}},
     "embed": {"model": "m", "input": ["a", "b"]},
     "tokenize": {"model": "m", "text": "hi"},
     "detokenize": {"model": "m", "tokens": [1, 2]},
     "$/cancelRequest": {"id": "a"},
-    "stream/delta": {"id": 1, "index": 0, "text": "x"},
+    "stream/delta": {
+        "id": 1,
+        "index": 0,
+        "text": "x",
+        "reasoning": "r",
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        "tokens": [1],
+        "logprobs": [
+            {"token": 1, "text": "x", "logprob": -0.5, "top": [{"token": 2, "text": "", "logprob": -1}]}
+        ],
+    },
     "$/progress": {"token": 1, "value": {"phase": "weights"}},
     "event": {"topic": "worker", "model": "m", "what": "ready", "detail": {}},
 }
@@ -162,6 +182,9 @@ def test_a_sample_is_taken_by_position_in_the_order_that_the_document_gives(name
         ("chat", {"priority": "urgent"}),
         ("chat", {"response_format": {"type": "xml"}}),
         ("chat", {"logit_bias": {"5": 101}}),
+        ("chat", {"tools": [{"type": "function", "function": {"name": "f\n"}}]}),
+        ("chat", {"tool_choice": "f"}),
+        ("stream/delta", {"logprobs": [{"token": 1}]}),
         ("tokenize", {"text": 1}),
         ("server/shutdown", {"drain_ms": -1}),
     ],

@@ -61,7 +61,12 @@ class Rig(msgspec.Struct, frozen=True, eq=False):
         )
 
     def member(
-        self, number: int, *, guesser: Guesser | None = None, cache_key: str | None = None, again: bool = False
+        self,
+        number: int,
+        *,
+        guesser: Guesser | None = None,
+        cache_key: str | None = None,
+        again: bool = False,
     ) -> Member:
         """For that prompt; `again`: beside the first one."""
         prompt = self.prompts[number]

@@ -91,7 +91,7 @@ class SelfTest:
         if feature in self._off:
             return Check(feature=feature, outcome="switched_off", why="an earlier test found it wrong")
         began_s = self._now_s
-        found, outcome = Agreement(0), "ok"
+        outcome: Outcome = "ok"
         try:
             found = yield from compared()
         except _NotApplicableError as error:
