@@ -9,9 +9,11 @@ from typing import Any
 Frame = bytes
 Mutation = Callable[[random.Random, Frame, Frame], Frame]
 
+_CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1]}'}}
+_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 _MESSAGES = [
     {"role": "user", "content": "hé 😀"},
-    {"role": "assistant", "content": None, "tool_calls": [{"a": [1]}]},
+    {"role": "assistant", "content": None, "tool_calls": [_CALL]},
 ]
 _TEXT = {"model": "m", "prompt": "p", "max_tokens": 2}
 _CALLS: list[tuple[str, Any]] = [
@@ -27,6 +29,17 @@ _CALLS: list[tuple[str, Any]] = [
     ("generate", _TEXT | {"priority": "high", "deadline_ms": 5000, "seed": -1, "client": "c"}),
     ("generate", {"model": "m", "prompt_tokens": [1, 2, 3], "max_tokens": 1}),
     ("chat", {"model": "m", "messages": _MESSAGES, "max_tokens": 2, "response_format": {"type": "text"}}),
+    (
+        "chat",
+        {
+            "model": "m",
+            "messages": _MESSAGES,
+            "max_tokens": 2,
+            "tools": [_TOOL],
+            "tool_choice": "auto",
+            "logprobs": 1,
+        },
+    ),
     ("chat", ["m", _MESSAGES, 1]),
     ("embed", {"model": "m", "input": ["a", "b"]}),
     ("tokenize", {"model": "m", "text": "x"}),

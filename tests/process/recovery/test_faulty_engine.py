@@ -1,9 +1,12 @@
 """The engine of the faulty workers is an honest one: what it gives is what was announced, wherever it goes on."""
 
+from typing import Any
+
+import msgspec
 import pytest
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
-from mlxsup.protocol.generation import FinishReason
+from mlxsup.protocol.generation import FinishReason, JsonObjectFormat
 from mlxsup.protocol.worker_link import Generate, Sampling
 from mlxsup.worker.engine.interface import Emission
 from scripts.faulty_worker.answers import Said, faulty_answer, faulty_logprobs, faulty_text, faulty_tokens
@@ -107,6 +110,21 @@ def test_what_it_would_not_have_delivered_is_refused(tokens: list[int], delivere
     with pytest.raises(RpcError) as raised:
         make_engine().prepare(order(SCRIPT, tokens, *delivered))
     assert raised.value.kind is ErrorKind.INTERNAL
+
+
+@pytest.mark.parametrize(
+    ("asked", "path"),
+    [
+        ({"format": JsonObjectFormat()}, "$.response_format"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "$.tools"),
+        ({"adapter": "a"}, "$.adapter"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_it_can_not_do_is_refused_by_name(asked: dict[str, Any], path: str) -> None:
+    with pytest.raises(RpcError) as raised:
+        make_engine().prepare(msgspec.structs.replace(order(SCRIPT, [], 0), **asked))
+    assert (raised.value.kind, raised.value.data.path) == (ErrorKind.UNSUPPORTED, path)
 
 
 def test_a_fault_that_is_to_be_counted_needs_a_ledger() -> None:
