@@ -1,6 +1,6 @@
 """Text to tokens and back: templates, encoding, and decoding one token at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -14,6 +14,10 @@ from mlxsup.protocol.generation import ImagePart, Message, PastCall, TextPart
 from mlxsup.worker.engine.grammar.vocabulary import Vocabulary
 from mlxsup.worker.engine.outputs.dialect import read_dialect
 from mlxsup.worker.engine.template_clock import template_clock
+
+
+ShowContent = Callable[[Message], Any]
+"""What a chat template is given as the content of a message: text, or parts as it expects them."""
 
 
 class TokenStream(Protocol):
@@ -69,13 +73,15 @@ class TextCodec:
         *,
         tools: Sequence[dict[str, Any]] = (),
         thinks: bool = True,
+        show: ShowContent | None = None,
     ) -> str:
         """The prompt that the model's chat template makes of a conversation, at that moment of the wall clock, or now.
 
         `tools` are shown to the model. Without `thinks` its answer is to begin at once, where the template can say so.
+        What messages hold it is given by `show`, None: as text.
 
         Raises:
-            RpcError: UNSUPPORTED for images or where there is no template, and for tools where none are known or their
+            RpcError: UNSUPPORTED for images without `show` or where there is no template, and for tools where none are known or their
                 calls can't be told from text; INVALID_PARAMS where the template refuses the conversation, in its own words.
         """
         if not self._tokenizer.has_chat_template:
@@ -90,7 +96,7 @@ class TextCodec:
             options["tools"] = list(tools)
         if not thinks:
             options["enable_thinking"] = False
-        turns = [_turn(message, index) for index, message in enumerate(messages)]
+        turns = [_turn(message, index, show) for index, message in enumerate(messages)]
         try:
             with template_clock(self._tokenizer, at_unix_s, options.get("tools")):
                 prompt = self._tokenizer.apply_chat_template(
@@ -131,11 +137,11 @@ def _knows_tools(tokenizer: TokenizerWrapper) -> bool:
     return not isinstance(template, str) or "tools" in template
 
 
-def _turn(message: Message, index: int) -> dict[str, Any]:
+def _turn(message: Message, index: int, show: ShowContent | None) -> dict[str, Any]:
     turn: dict[str, Any] = {
         # Few templates know the newer name of the same role.
         "role": "system" if message.role == "developer" else message.role,
-        "content": _content(message, index),
+        "content": _content(message, index) if show is None else show(message),
     }
     if message.name is not None:
         turn["name"] = message.name

@@ -65,6 +65,8 @@ FEATURES = (IMAGES, JSON_OBJECT, JSON_SCHEMA, REGEX, CHOICE, TOOLS, FORCED_TOOL,
 ABLE: dict[str, frozenset[Feature]] = {
     "text": frozenset({JSON_OBJECT, JSON_SCHEMA, REGEX, CHOICE, TOOLS, FORCED_TOOL, LOGPROBS, ADAPTER}),
 }
+# mlx-vlm's layers are not those that mlx-lm's adapters are made for.
+ABLE["vision"] = ABLE["text"] - {ADAPTER} | {IMAGES}
 
 
 def refuse_unsupported(request: Generate, able: frozenset[Feature]) -> None:

@@ -11,6 +11,7 @@ from mlxsup.protocol.self_test import SelfTestResult
 from mlxsup.protocol.worker_link import Embed, Generate, Load, Loaded, Tune
 from mlxsup.worker.engine.grammar.constraint import Grammar
 from mlxsup.worker.engine.prefixes.disk import Found
+from mlxsup.worker.engine.vision.sight import Sight
 
 IsWanted = Callable[[], bool]
 """Whether something has come meanwhile that the caller had better look at first."""
@@ -39,14 +40,15 @@ class Emission(msgspec.Struct, frozen=True):
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """A request made ready beside the MLX thread: its prompt in tokens, without those delivered before, its grammar, and what the
-    disk had of the prompt's beginning.
+    """A request made ready beside the MLX thread: its prompt in tokens, without those delivered before, its grammar, what the
+    disk had of the prompt's beginning, and the pictures in it.
     """
 
     prompt_tokens: list[int]
     request: Generate
     grammar: Grammar | None = None
     found: Found | None = None
+    sight: Sight | None = None
 
 
 class PreparedTexts(msgspec.Struct, frozen=True):

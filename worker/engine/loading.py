@@ -1,5 +1,6 @@
 """Loads a model folder that the supervisor has checked: weights with progress, tokenizer, one warm step."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,27 @@ CONTEXT_TOKENS_OTHERWISE = 4096
 _KV_TOKENS: tuple[int, int] = (KVCache.step, 2 * KVCache.step)
 
 
-def load_weights(folder: Path, float32: bool | None, report: ReportLoad) -> tuple[nn.Module, dict[str, Any]]:
+ReadModel = Callable[[Path], tuple[nn.Module, dict[str, Any]]]
+"""Makes the model of a folder, whose weights need not be in memory yet, and gives its configuration too."""
+
+
+def read_text_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    model, config = load_model(folder, lazy=True)
+    return model, config
+
+
+def load_weights(
+    folder: Path, float32: bool | None, report: ReportLoad, read_model: ReadModel = read_text_model
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model with its weights in memory, and its configuration.
 
     Raises:
         RpcError: MODEL_LOAD_FAILED with what is wrong with the folder.
     """
     try:
-        model, config = load_model(folder, lazy=True)
+        model, config = read_model(folder)
+    except RpcError:
+        raise
     except Exception as error:
         raise _load_failed(error) from error
     expand = mx.default_device() == mx.cpu if float32 is None else float32

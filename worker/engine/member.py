@@ -8,6 +8,7 @@ import msgspec
 from mlxsup.protocol.errors import RpcError
 from mlxsup.worker.engine.grammar.constraint import Constraint
 from mlxsup.worker.engine.sampling import LogitsProcessor, Sampler
+from mlxsup.worker.engine.vision.sight import Sight
 from mlxsup.worker.engine.widths import Guesser
 
 Caches = list[Any]
@@ -33,7 +34,7 @@ class Member(msgspec.Struct, eq=False, kw_only=True):
     `caches` are its own while it is in no batch. `chosen`, of shape [1], is the token behind `tokens` if that is known
     and not told yet, with its `chances` if it is told of `logprobs`: of the token chosen, and so many of the likeliest.
 
-    With a `failure` its constraint has no more to say, and it has to be taken out.
+    With a `sight` there are pictures in its prompt. With a `failure` its constraint has no more to say, and it has to be taken out.
     """
 
     id: int
@@ -48,6 +49,7 @@ class Member(msgspec.Struct, eq=False, kw_only=True):
     guesser: Guesser | None = None
     logprobs: int | None = None
     adapter: str | None = None
+    sight: Sight | None = None
     failure: RpcError | None = None
     cache_key: str | None = None
     is_lasting: bool = False

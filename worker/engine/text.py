@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Self
 
 import mlx.nn as nn
 import msgspec
@@ -16,7 +17,7 @@ from mlxsup.protocol.worker_link import Generate, Load, Loaded, Tune
 from mlxsup.worker.engine import loading
 from mlxsup.worker.engine.adapters.adapters import Adapters
 from mlxsup.worker.engine.batch import Batch
-from mlxsup.worker.engine.codec import TextCodec
+from mlxsup.worker.engine.codec import ShowContent, TextCodec
 from mlxsup.worker.engine.draft import DraftModel, load_draft
 from mlxsup.worker.engine.embedding.trunk import find_trunk
 from mlxsup.worker.engine.features import ABLE, refuse_unsupported
@@ -35,6 +36,7 @@ from mlxsup.worker.engine.selftest.golden import golden_prompts
 from mlxsup.worker.engine.selftest.rig import Rig
 from mlxsup.worker.engine.selftest.selftest import SelfTest
 from mlxsup.worker.engine.sequence import Sequence
+from mlxsup.worker.engine.vision.sight import Sight
 from mlxsup.worker.engine.widths import Guesser, Widths
 
 # No token of a usual vocabulary stands for more characters; it only saves tokenising what can't fit.
@@ -54,6 +56,9 @@ class _Running(msgspec.Struct):
 
 
 class TextEngine:
+    able = ABLE["text"]
+    read_model = staticmethod(loading.read_text_model)
+
     def __init__(
         self,
         model: nn.Module,
@@ -95,10 +100,10 @@ class TextEngine:
         self._switch_off(order.switched_off)
 
     @classmethod
-    def load(cls, order: Load, report: ReportLoad) -> "TextEngine":
+    def load(cls, order: Load, report: ReportLoad) -> Self:
         started_s = time.monotonic()
         folder = Path(order.model_path)
-        model, config = loading.load_weights(folder, order.float32, report)
+        model, config = loading.load_weights(folder, order.float32, report, cls.read_model)
         report("tokenizer", 0, 1)
         codec = TextCodec(loading.load_codec_tokenizer(folder, config))
         report("tokenizer", 1, 1)
@@ -119,38 +124,56 @@ class TextEngine:
         return cls(model, codec, loaded, order, draft)
 
     def prepare(self, request: Generate) -> Prepared:
-        refuse_unsupported(request, ABLE["text"])
-        tokens = self._prompt_tokens(request)
+        refuse_unsupported(request, self.able)
+        return self._checked(request, self._prompt_tokens(request))
+
+    def _checked(self, request: Generate, tokens: list[int], sight: Sight | None = None) -> Prepared:
         context = self.loaded.context_tokens
         if not tokens:
             raise RpcError(
                 ErrorKind.INVALID_PARAMS, "the prompt has no tokens: send some text", path="$.prompt"
             )
         if len(tokens) >= context:
-            raise _too_long(f"{len(tokens)} tokens", context)
+            raise too_long(f"{len(tokens)} tokens", context)
         vocabulary = self.loaded.vocabulary_tokens
         _check_tokens(tokens, vocabulary, "$.prompt_tokens")
         _check_tokens(list(request.sampling.logit_bias), vocabulary, "$.logit_bias")
         self._adapters.check(request.adapter)
-        found = self._prefixes.find(self._cache_keys[request.adapter], tokens)
+        found = self._prefixes.find(self._cache_key(request.adapter, sight), tokens)
         answer_tokens_max = min(request.max_tokens, context - len(tokens))
         grammar = self._grammars.compile(request, answer_tokens_max)
-        return Prepared(tokens, request, grammar, found)
+        return Prepared(tokens, request, grammar, found, sight)
+
+    def _cache_key(self, adapter: str | None, sight: Sight | None) -> str | None:
+        key = self._cache_keys[adapter]
+        return key if key is None or sight is None else f"{key} {sight.digest}"
 
     def _prompt_tokens(self, request: Generate) -> list[int]:
-        tools = chosen_tools(request).shown
         if request.prompt_tokens is not None:
             return request.prompt_tokens
+        return self.codec.encode(self._text(request), special=request.messages is None)
+
+    def _text(self, request: Generate) -> str:
+        """Of the prompt."""
+        tools = chosen_tools(request).shown
         context = self.loaded.context_tokens
         if request.messages is not None:
             text = self.codec.render_chat(
-                request.messages, request.accepted_unix_s, tools=tools, thinks=has_room_to_think(request)
+                request.messages,
+                request.accepted_unix_s,
+                tools=tools,
+                thinks=has_room_to_think(request),
+                show=self._show(),
             )
         else:
             text = request.prompt or ""
         if len(text) > context * CHARS_PER_TOKEN_MAX:
-            raise _too_long(f"{len(text)} characters", context)
-        return self.codec.encode(text, special=request.messages is None)
+            raise too_long(f"{len(text)} characters", context)
+        return text
+
+    def _show(self) -> ShowContent | None:
+        """How a template gets to see what messages hold, None: as text alone."""
+        return None
 
     def submit(self, id: int, prepared: Prepared) -> Emission | None:
         request, prompt = prepared.request, prepared.prompt_tokens
@@ -166,9 +189,12 @@ class TextEngine:
         if prepared.found is not None:
             self._prefixes.admit(prepared.found)
         member = self._member(id, prepared, answer_tokens_max)
-        self._batch.add(member)
+        self._enter(member)
         self._running[id] = _Running(member, sequence)
         return None
+
+    def _enter(self, member: Member) -> None:
+        self._batch.add(member)
 
     def _member(self, id: int, prepared: Prepared, answer_tokens_max: int) -> Member:
         """Of what was kept when it gave way, if that is the beginning of it."""
@@ -194,7 +220,8 @@ class TextEngine:
             guesser=self._guesser(),
             logprobs=request.logprobs,
             adapter=request.adapter,
-            cache_key=self._cache_keys[request.adapter],
+            sight=prepared.sight,
+            cache_key=self._cache_key(request.adapter, prepared.sight),
             is_lasting=request.messages is not None,
             taken=cached,
             cached=cached,
@@ -292,12 +319,12 @@ class TextEngine:
             member.cache_key = None
         self._batch.remove(members)
         for member in members:
-            member.cache_key = self._cache_keys[member.adapter]
+            member.cache_key = self._cache_key(member.adapter, member.sight)
             member.guesser = self._guesser()
             member.cached = member.taken = 0
             member.caches = self._cache_maker.make()
             member.chosen = member.chances = None
-            self._batch.add(member)
+            self._enter(member)
 
     def step(self, is_wanted: IsWanted) -> list[Emission] | None:
         choices = self._batch.step(is_wanted)
@@ -346,7 +373,7 @@ def _with_cached(running: _Running, emission: Emission) -> Emission:
     return replace(emission, cached_tokens=running.cached_tokens)
 
 
-def _too_long(what: str, context_tokens: int) -> RpcError:
+def too_long(what: str, context_tokens: int) -> RpcError:
     return RpcError(
         ErrorKind.LIMIT_EXCEEDED,
         f"the prompt is too long: {what} do not fit into the model's context of {context_tokens} tokens with room "
