@@ -23,7 +23,13 @@ async def test_a_model_that_would_be_loaded_for_a_request_is_ready(autojump_cloc
         ready, model = await ask(supervisor.connect())
 
     assert ready
-    assert model == {"state": "stopped", "reason": None, "ready": True}
+    assert model == {
+        "state": "stopped",
+        "reason": None,
+        "ready": True,
+        "switched_off": [],
+        "self_test": None,
+    }
 
 
 async def test_when_the_only_model_is_quarantined_nothing_is_ready_until_it_is_loaded_by_hand(
@@ -54,7 +60,7 @@ async def test_when_the_only_model_cannot_be_loaded_nothing_is_ready(autojump_cl
         ready, model = await ask(client)
 
     assert not ready
-    assert model == {"state": "failed", "reason": "no weights", "ready": False}
+    assert (model["state"], model["reason"], model["ready"]) == ("failed", "no weights", False)
 
 
 @pytest.mark.parametrize(("action", "expected"), [("force_open", False), ("reset", True), ("disable", True)])

@@ -11,6 +11,7 @@ import pytest
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.exit_codes import ExitCode
 from mlxsup.protocol.generation import CalledFunction, FinishReason, ToolCall
+from mlxsup.protocol.self_test import SelfTestResult
 from mlxsup.protocol.worker_link import (
     REQUEST_MARK,
     Cancel,
@@ -19,6 +20,7 @@ from mlxsup.protocol.worker_link import (
     LeaseTurn,
     Load,
     Loaded,
+    SelfTest,
     Shutdown,
     Tokenize,
     Tune,
@@ -53,6 +55,10 @@ class CountingEngine:
         self.tuned: list[Tune] = []
         self.forgotten: list[int] = []
         self.gave_way: list[int] = []
+        # A self-test has so many steps at least, and ends once it may; and how many sequences ran at each.
+        self.test_steps = 0
+        self.test_may_end = threading.Event()
+        self.ran: list[int] = []
 
     def prepare(self, request: Generate) -> Prepared:
         self.preparing.set()
@@ -79,6 +85,11 @@ class CountingEngine:
 
     def rest(self, is_wanted: IsWanted) -> None:
         pass
+
+    def step_self_test(self, is_wanted: IsWanted) -> SelfTestResult | None:
+        self.ran.append(len(self.running))
+        is_over = len(self.ran) >= self.test_steps and self.test_may_end.is_set()
+        return SelfTestResult(checks=[], seconds=1.5) if is_over else None
 
     def forget(self, id: int) -> None:
         self.forgotten.append(id)
@@ -249,6 +260,41 @@ def test_a_request_that_can_not_be_prepared_fails_alone(
     said = capfd.readouterr().err.splitlines()
     assert bool(said) == (kind == "internal")
     assert all(line.startswith(REQUEST_MARK) for line in said)
+
+
+def test_a_self_test_is_computed_while_nothing_else_is_and_all_who_asked_have_its_result(
+    bench: Bench,
+) -> None:
+    bench.engine.test_steps = 1000
+    bench.inbox.put(Command(-1, SelfTest()))
+    bench.inbox.put(Command(-2, SelfTest()))
+    bench.engine.test_may_end.set()
+    bench.wait_answer(-1)
+    bench.wait_answer(-2)
+    bench.generate(5, tokens=2)
+    bench.wait_answer(5)
+    found = answers(bench.end())
+
+    assert found[-1] == found[-2] == {"checks": [], "seconds": 1.5}
+    assert len(bench.engine.ran) >= 1000
+    assert set(bench.engine.ran) == {0}
+
+
+def test_what_runs_goes_on_between_the_steps_of_a_self_test(bench: Bench) -> None:
+    bench.generate(5, tokens=10**9)
+    bench.wait_for(b'"step"')
+    bench.inbox.put(Command(-1, SelfTest()))
+    bench.generate(6, tokens=50)
+    bench.wait_answer(6)
+    bench.engine.test_may_end.set()
+    bench.wait_answer(-1)
+    bench.inbox.put(Command(0, Cancel(id=5)))
+    bench.wait_answer(5)
+    bench.end()
+
+    # A step of each in turn.
+    assert bench.engine.ran.count(2) == 49
+    assert 0 not in bench.engine.ran
 
 
 def test_other_bounds_reach_the_engine_between_two_steps(bench: Bench) -> None:

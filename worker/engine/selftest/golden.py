@@ -6,8 +6,7 @@ import msgspec
 
 # What a model has seen much of, so that it knows what comes next, and there is little that rounding could decide.
 _TEXTS = (
-    "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen, fifteen, sixteen, seventeen,"
-    " eighteen, nineteen,",
+    "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen, fifteen, sixteen,",
     "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is Madrid. The capital of",
     "def add(a, b):\n    return a + b\n\n\ndef subtract(a, b):\n    return a - b\n\n\ndef multiply(a, b):\n    return",
     "A B C D E F G H I J K L M N O P Q R S",
