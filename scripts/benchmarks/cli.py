@@ -317,6 +317,57 @@ def seeds(as_json: bool, check: bool, seed: int, **sizes: int) -> None:
     report.close(as_json=as_json, check=check)
 
 
+@main.command()
+@_common
+@click.option("--rounds", default=5, show_default=True, help="Conversations of each kind.")
+@click.option("--turns", default=5, show_default=True, type=click.IntRange(2), help="Of each conversation.")
+@click.option("--system-tokens", default=400, show_default=True, help="Of its system prompt, about.")
+@click.option("--turn-tokens", default=44, show_default=True, help="Of what its user says in a turn, about.")
+@click.option("--answer-tokens", default=24, show_default=True, help="At most, in a turn.")
+def prefix(as_json: bool, check: bool, seed: int, **sizes: int) -> None:
+    """A conversation's last turn beside its new tokens alone: what was computed before is kept, through a kill -9, too."""
+    from scripts.benchmarks.prefix import PrefixSizes, measure_prefix
+    from scripts.benchmarks.report import Report
+
+    report = Report("prefix", seed)
+    report.add(measure_prefix(PrefixSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
+@main.command()
+@_common
+@click.option("--rounds", default=3, show_default=True, help="Of all that is compared.")
+@click.option("--long-tokens", default=1500, show_default=True, help="Of the long prompt.")
+@click.option("--short-tokens", default=20, show_default=True, help="Of the short one.")
+@click.option("--gap-s", default=0.5, show_default=True, help="So much later comes the short one.")
+@click.option("--answer-tokens", default=8, show_default=True, help="Of both.")
+@click.option("--stream-tokens", default=64, show_default=True, help="Of a stream that decodes meanwhile.")
+def chunk(as_json: bool, check: bool, seed: int, **sizes: Any) -> None:
+    """A short request behind a long prompt, and a stream beside it: what the long prompt keeps them waiting."""
+    from scripts.benchmarks.chunk import ChunkSizes, measure_chunk
+    from scripts.benchmarks.report import Report
+
+    report = Report("chunk", seed)
+    report.add(measure_chunk(ChunkSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
+@main.command()
+@_common
+@click.option("--rounds", default=3, show_default=True, help="Pairs of runs.")
+@click.option("--requests", default=16, show_default=True, help="At once.")
+@click.option("--shared-tokens", default=400, show_default=True, help="That all prompts begin with.")
+@click.option("--own-tokens", default=4, show_default=True, help="Of each behind them.")
+def shared(as_json: bool, check: bool, seed: int, **sizes: int) -> None:
+    """Requests at once that begin alike: how much of their prompts is computed, beside one of them."""
+    from scripts.benchmarks.report import Report
+    from scripts.benchmarks.shared import SharedSizes, measure_shared
+
+    report = Report("shared", seed)
+    report.add(measure_shared(SharedSizes(**sizes), seed, report.say))
+    report.close(as_json=as_json, check=check)
+
+
 @main.command(hidden=True)
 def null_worker() -> None:
     """A worker of the supervisor whose engine computes nothing."""

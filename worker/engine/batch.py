@@ -58,6 +58,8 @@ class Batch:
         self._answers = Answers(forward, widths or Widths())
         # Every answer has got a token since a prompt was read.
         self._told = False
+        # Their prompts are read but for the last token, and answers that would pause too long have a token before they begin.
+        self._ready: list[Member] = []
         # Taken out, and perhaps not computed yet.
         self._unsettled: list[Member] = []
 
@@ -84,6 +86,8 @@ class Batch:
             prompts = self._reading.prompts_of(member)
             if member in self._reading.waiting:
                 self._reading.waiting.remove(member)
+            elif member in self._ready:
+                self._ready.remove(member)
             elif prompts is not None:
                 self._offer_read(prompts, member)
                 prompts.remove(member, keeps_caches=keeps_caches)
@@ -97,16 +101,26 @@ class Batch:
     @property
     def prefill_tokens(self) -> int:
         """How many tokens of prompts the next step will compute, if nothing comes in between."""
+        if self._begins_next:
+            return len(self._ready)
         chosen = self._reads_next()
         return self._tokens_of(chosen) if chosen is not None and self._is_allowed(chosen) else 0
 
     @property
     def _chunk(self) -> int:
-        """Tokens of a chunk, by what was measured. What else makes answers pause is a token of theirs and of those that begin."""
-        share = self.chunk_tokens / self._chunk_tokens_usual
-        answers_s = 2 * self._answers.step_s if self._answers.members else 0.0
-        target_s = self._target_s * share
-        return self._pace.tokens_in(max(target_s - answers_s, target_s / 2), self.chunk_tokens)
+        """Tokens of a chunk, by what was measured."""
+        return self._pace.tokens_in(self._chunk_s, self.chunk_tokens)
+
+    @property
+    def _chunk_s(self) -> float:
+        """What else makes answers pause is their own token, behind the stages of the chunk that are under way."""
+        target_s = self._target_s * self.chunk_tokens / self._chunk_tokens_usual
+        answers_s = self._answers.step_s + 2 * STAGE_S if self._answers.members else 0.0
+        return max(target_s - answers_s, target_s / 2)
+
+    @property
+    def _begins_next(self) -> bool:
+        return bool(self._ready) and (self._told or not self._answers.members)
 
     def _tokens_of(self, chosen: Next) -> int:
         return chosen.tokens(self._chunk)
@@ -117,6 +131,9 @@ class Batch:
     def step(self, is_wanted: IsWanted) -> list[Choice] | None:
         """A chunk of prompts, or a token of each answer; None when it is put aside before its end."""
         self._go_on()
+        if self._begins_next:
+            ready, self._ready, self._told = self._ready, [], False
+            return self._answers.start(ready)
         chosen = self._reads_next()
         if chosen is not None and not self._is_allowed(chosen):
             assert self.lease is not None
@@ -126,7 +143,13 @@ class Batch:
             return self._tell(is_wanted)
         self._told = False
         until_s = time.monotonic() + self._pause_s(chosen.turn)
-        return self._read(chosen, lambda: is_wanted() or time.monotonic() >= until_s)
+        done = self._read(chosen, lambda: is_wanted() or time.monotonic() >= until_s)
+        if done and time.monotonic() + self._answers.step_s > until_s:
+            self._ready += done
+            return []
+        if done:
+            return self._answers.start(done)
+        return None if done is None else []
 
     def rest(self, is_wanted: IsWanted) -> None:
         """There is nothing to compute."""
@@ -136,7 +159,7 @@ class Batch:
         """So long answers wait for a chunk of that turn."""
         if turn < self._first_answer:
             return math.inf
-        return self._target_s if turn == self._first_answer else max(self._answers.step_s, STAGE_S)
+        return self._chunk_s if turn == self._first_answer else max(self._answers.step_s, STAGE_S)
 
     def _tell(self, is_wanted: IsWanted) -> list[Choice] | None:
         choices = self._answers.step(is_wanted)
@@ -163,7 +186,8 @@ class Batch:
     def _first_answer(self) -> float:
         return min((member.answer_turn for member in self._answers.members), default=math.inf)
 
-    def _read(self, chosen: Next, is_wanted: IsWanted) -> list[Choice] | None:
+    def _read(self, chosen: Next, is_wanted: IsWanted) -> list[Member] | None:
+        """Whose answers may begin; None when it is put aside before its end."""
         for member in chosen.newcomers:
             # More may have been kept since it came.
             self._prefixes.take(member)
@@ -172,7 +196,7 @@ class Batch:
         ready = [member for member in chosen.newcomers if member.unread == 1]
         if ready:
             self._reading.clear()
-            return self._answers.start(ready)
+            return ready
         if not prompts.read(self._chunk_for(prompts), is_wanted):
             return None
         if self.lease is not None:
@@ -182,7 +206,7 @@ class Batch:
         done = prompts.take_read()
         self._reading.clear()
         self._prefixes.settle()
-        return self._answers.start(done) if done else []
+        return done
 
     def _chunk_for(self, prompts: Prompts) -> int:
         """As long as may be, or up to where another one goes on, where it can't go on from any other place."""
@@ -239,7 +263,8 @@ class Batch:
 
     @property
     def _room(self) -> int:
-        return self.sequences_max - len(self._reading.begun) - len(self._answers.members)
+        begun = len(self._reading.begun) + len(self._ready)
+        return self.sequences_max - begun - len(self._answers.members)
 
     def _settle(self) -> None:
         """What was taken out holds on to all that it was taken from until it is computed."""
