@@ -19,6 +19,7 @@ from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.framing import Frame, LineDecoder
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.jsonrpc import Call, encode_error, encode_notification, encode_result, parse_message
+from mlxsup.protocol.self_test import SelfTestResult
 
 SIGNAL_KEY = "0af"
 HELLO = link.Hello(
@@ -56,6 +57,8 @@ class Plan(msgspec.Struct, kw_only=True):
     """Also `tokenize` and `detokenize`, with `question_tokens`."""
     embeddings_max: int | None = None
     """It answers with so many of those that it was asked for."""
+    self_test: SelfTestResult | None = None
+    """What it finds, after another `load_s`, when it is ordered to test itself."""
 
 
 class MemoryWorker:
@@ -75,6 +78,8 @@ class MemoryWorker:
         self._outgoing, self.stdout = self.make_pipe()
         self.complaints, self.stderr = self.make_pipe()
         self.order: link.Load | None = None
+        self.tuned: list[link.Tune] = []
+        self.tests_asked = 0
         self._sequences: dict[int, link.Generate] = {}
         self._embeds: dict[int, link.Embed] = {}
         self._done: dict[int, int] = {}
@@ -157,8 +162,18 @@ class MemoryWorker:
                 elif self.plan.load_error is not None:
                     await self._say(encode_error(_id(call), self.plan.load_error))
                 else:
+                    tested = self.plan.self_test if self.order.self_test else None
+                    if tested is not None:
+                        await trio.sleep(self.plan.load_s)
                     self._phase = "idle"
-                    await self._say(encode_result(_id(call), LOADED))
+                    loaded = msgspec.structs.replace(LOADED, self_test=tested)
+                    await self._say(encode_result(_id(call), loaded))
+            case link.SELF_TEST if self.plan.self_test is not None:
+                self.tests_asked += 1
+                await trio.sleep(self.plan.load_s)
+                await self._say(encode_result(_id(call), self.plan.self_test))
+            case link.TUNE:
+                self.tuned.append(msgspec.json.decode(call.params or b"", type=link.Tune))
             case link.GENERATE:
                 order = msgspec.json.decode(call.params or b"", type=link.Generate)
                 self._sequences[_id(call)] = order

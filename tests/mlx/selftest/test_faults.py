@@ -170,9 +170,9 @@ def test_caches_that_give_nothing_back_cost_speculation(monkeypatch: pytest.Monk
     assert outcomes(check(make_model())) == all_ok(speculation=SWITCHED_OFF)
 
 
-def test_guesses_that_fail_cost_speculation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guesses_that_fail_cost_speculation() -> None:
     class Broken(Lookup):
-        def may_follow(self, tokens: list[int]) -> int:
+        def may_follow(self, _: list[int]) -> int:
             raise LookupError
 
     assert outcomes(check(make_model(), guesser=Broken)) == all_ok(speculation=SWITCHED_OFF)

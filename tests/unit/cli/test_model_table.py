@@ -57,6 +57,15 @@ def test_the_reason_stands_below_its_model_whole() -> None:
     assert " ".join(line.strip() for line in shown[2:-1]) == REASON
 
 
+def test_what_a_self_test_has_switched_off_stands_below_its_model() -> None:
+    shown = lines(entry(reason="no", switched_off=["batch", "prefix_cache"]), entry(name="other"))
+    assert shown[2] == "  no"
+    below = " ".join(line.strip() for line in shown[3:-1])
+    assert below.startswith("switched off by its self-test: batch, prefix cache;")
+    assert "`mlxsup selftest smollm2-135m`" in below
+    assert max(map(len, shown)) <= 80
+
+
 def test_the_breakers_are_shown_when_one_is_not_closed_by_the_words_of_the_command() -> None:
     shown = lines(entry(breaker="forced_open"), entry())
     assert [line.split()[-1] for line in shown] == ["BREAKER", "force-open", "closed"]

@@ -86,7 +86,7 @@ class CountingEngine:
     def rest(self, is_wanted: IsWanted) -> None:
         pass
 
-    def step_self_test(self, is_wanted: IsWanted) -> SelfTestResult | None:
+    def step_self_test(self, _: IsWanted) -> SelfTestResult | None:
         self.ran.append(len(self.running))
         is_over = len(self.ran) >= self.test_steps and self.test_may_end.is_set()
         return SelfTestResult(checks=[], seconds=1.5) if is_over else None
@@ -278,6 +278,19 @@ def test_a_self_test_is_computed_while_nothing_else_is_and_all_who_asked_have_it
     assert found[-1] == found[-2] == {"checks": [], "seconds": 1.5}
     assert len(bench.engine.ran) >= 1000
     assert set(bench.engine.ran) == {0}
+
+
+def test_an_engine_without_a_self_test_says_so() -> None:
+    class Untested(CountingEngine):
+        step_self_test = None  # type: ignore[assignment]
+
+    bench = Bench(Untested())
+    bench.inbox.put(Command(-1, SelfTest()))
+    bench.wait_answer(-1)
+    found = answers(bench.end())
+    os.close(bench.reading)
+
+    assert found[-1]["data"]["kind"] == "unsupported"
 
 
 def test_what_runs_goes_on_between_the_steps_of_a_self_test(bench: Bench) -> None:
