@@ -17,7 +17,7 @@ TOKENS_MAX = 2048
 _QUOTE = ('"',)
 # Between the values of a JSON text, those first that bring it to its end, and then what begins or goes on with a value.
 _ENDS = ("}", "]", ",", '"')
-_VALUES = ("0", "1", "null", "true", "false", "{", "[", "-", ":", " ", ".")
+_VALUES = ("0", "1", "null", "true", "false", "n", "t", "f", "{", "[", "-", ":", " ", ".")
 # Digits that go on for ever, as those of a second in a time, are left by another character now and then.
 _TURN_ONE_IN = 3
 # Letters that no literal and no number begins or goes on with: they say that this is inside a string.
