@@ -1,19 +1,52 @@
 """Which engine computes a model."""
 
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from mlx_lm.utils import MODEL_REMAPPING
+
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.self_test import SelfTestResult
 from mlxsup.protocol.worker_link import Load
 from mlxsup.worker.engine.embedding.engine import EmbeddingEngine
 from mlxsup.worker.engine.interface import ReportLoad, TestsItself
 from mlxsup.worker.engine.text import TextEngine
+from mlxsup.worker.engine.vision.sight import KINDS
 
 
 def load_engine(order: Load, report: ReportLoad) -> EmbeddingEngine:
     """Raises RpcError: MODEL_LOAD_FAILED with what is wrong with the folder, or with what the model computes."""
-    engine = EmbeddingEngine.around(TextEngine.load(order, report), order)
+    engine = EmbeddingEngine.around(_engine_for(order).load(order, report), order)
     if order.self_test:
         _self_test(engine, report)
     return engine
+
+
+def _engine_for(order: Load) -> type[TextEngine]:
+    try:
+        kind = str(json.loads((Path(order.model_path) / "config.json").read_text()).get("model_type"))
+    except (OSError, ValueError, AttributeError):
+        # The loader says what is wrong with it.
+        return TextEngine
+    if kind not in KINDS:
+        return TextEngine
+    if find_spec("mlx_vlm") is None:
+        if find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}") is not None:
+            # Of its text, without images.
+            return TextEngine
+        raise RpcError(
+            ErrorKind.MODEL_LOAD_FAILED,
+            f"cannot load the model: {kind} sees images, and mlx-vlm is not installed; pip install 'mlxsup[vision]'",
+        )
+    if order.kv_bits is not None:
+        raise RpcError(
+            ErrorKind.MODEL_LOAD_FAILED,
+            "cannot load the model: `kv_bits` is not for models that see images; leave it out of its configuration",
+        )
+    from mlxsup.worker.engine.vision.engine import VisionEngine
+
+    return VisionEngine
 
 
 def _self_test(engine: TestsItself, report: ReportLoad) -> None:

@@ -132,13 +132,13 @@ def _check_pixels(size: tuple[int, int] | None, place: Place, limits: Limits) ->
         raise _refused(
             place,
             ErrorKind.LIMIT_EXCEEDED,
-            f"has {width} × {height} pixels, and {limits.pixels_max} are allowed; send a smaller image",
+            f"has {width} by {height} pixels, and {limits.pixels_max} are allowed; send a smaller image",
         )
     if max(size) > _ASPECT_MAX * min(size):
         raise _refused(
             place,
             ErrorKind.INVALID_PARAMS,
-            f"has {width} × {height} pixels: one side may be at most {_ASPECT_MAX} times the other",
+            f"has {width} by {height} pixels: one side may be at most {_ASPECT_MAX} times the other",
         )
 
 

@@ -8,6 +8,9 @@ import mlx.nn as nn
 import msgspec
 import numpy.typing as npt
 
+# Of model types: those that can be shown pictures.
+KINDS = frozenset({"llava", "qwen2_vl", "qwen2_5_vl", "phi3_v"})
+
 
 class Seen(msgspec.Struct, frozen=True, eq=False):
     """One picture as the model takes it: `arrays` are its tower's, and so many `tokens` stand for it in the prompt."""
