@@ -156,22 +156,10 @@ class MemoryWorker:
         match call.method:
             case link.LOAD:
                 self.order = msgspec.json.decode(call.params or b"", type=link.Load)
-                await trio.sleep(self.plan.load_s)
-                if self.plan.load_answer is not None:
-                    await self._say(self.plan.load_answer % _id(call))
-                elif self.plan.load_error is not None:
-                    await self._say(encode_error(_id(call), self.plan.load_error))
-                else:
-                    tested = self.plan.self_test if self.order.self_test else None
-                    if tested is not None:
-                        await trio.sleep(self.plan.load_s)
-                    self._phase = "idle"
-                    loaded = msgspec.structs.replace(LOADED, self_test=tested)
-                    await self._say(encode_result(_id(call), loaded))
+                await self._load(_id(call), self.order)
             case link.SELF_TEST if self.plan.self_test is not None:
                 self.tests_asked += 1
-                await trio.sleep(self.plan.load_s)
-                await self._say(encode_result(_id(call), self.plan.self_test))
+                await self._say(encode_result(_id(call), await self._test()))
             case link.TUNE:
                 self.tuned.append(msgspec.json.decode(call.params or b"", type=link.Tune))
             case link.GENERATE:
@@ -198,6 +186,22 @@ class MemoryWorker:
             case link.DETOKENIZE if self.plan.answers_questions:
                 tokens = msgspec.json.decode(call.params or b"", type=link.Detokenize).tokens
                 await self._say(encode_result(_id(call), link.Detokenized(text=bytes(tokens).decode())))
+
+    async def _load(self, id: int, order: link.Load) -> None:
+        await trio.sleep(self.plan.load_s)
+        if self.plan.load_answer is not None:
+            await self._say(self.plan.load_answer % id)
+        elif self.plan.load_error is not None:
+            await self._say(encode_error(id, self.plan.load_error))
+        else:
+            tested = await self._test() if order.self_test else None
+            self._phase = "idle"
+            await self._say(encode_result(id, msgspec.structs.replace(LOADED, self_test=tested)))
+
+    async def _test(self) -> SelfTestResult | None:
+        if self.plan.self_test is not None:
+            await trio.sleep(self.plan.load_s)
+        return self.plan.self_test
 
     async def _beat(self) -> None:
         while True:

@@ -24,15 +24,15 @@ TOLERANCE = 0.01
 SWITCHED_OFF = "switched_off"
 
 
-class Mixing(Model):
+class Mixing(Model):  # type: ignore[misc]
     """Each row has the logits of the one before it."""
 
     def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
         logits: mx.array = super().__call__(inputs, cache=cache)
-        return mx.roll(logits, 1, axis=0)
+        return mx.roll(logits, 1, 0)
 
 
-class Refusing(Model):
+class Refusing(Model):  # type: ignore[misc]
     """It can only compute one sequence."""
 
     def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
@@ -42,15 +42,15 @@ class Refusing(Model):
         return logits
 
 
-class Shifting(Model):
+class Shifting(Model):  # type: ignore[misc]
     """Of several sequences it says the token behind the right one."""
 
     def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
         logits: mx.array = super().__call__(inputs, cache=cache)
-        return mx.roll(logits, 1, axis=-1) if len(inputs) > 1 else logits
+        return mx.roll(logits, 1, -1) if len(inputs) > 1 else logits
 
 
-class NoNumbers(Model):
+class NoNumbers(Model):  # type: ignore[misc]
     def __call__(self, inputs: mx.array, cache: Any = None) -> mx.array:
         logits: mx.array = super().__call__(inputs, cache=cache)
         return logits * mx.nan

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Generator, Sequence
 
+import mlx.core as mx
 import mlx.nn as nn
 import msgspec
 
 from mlxsup.worker.engine.adapters.linear import Routes
 from mlxsup.worker.engine.batch import Batch
+from mlxsup.worker.engine.forward import Forward
 from mlxsup.worker.engine.interface import IsWanted
 from mlxsup.worker.engine.member import Choice, Member
+from mlxsup.worker.engine.picking import Spot, pick
 from mlxsup.worker.engine.prefixes.caches import is_cuttable
 from mlxsup.worker.engine.prefixes.prefixes import Prefixes
 from mlxsup.worker.engine.quantised import CacheMaker
@@ -86,6 +89,23 @@ class Rig(msgspec.Struct, frozen=True, eq=False):
 
     def knowing(self, number: int, answer: Sequence[int]) -> "Knowing":
         return Knowing([*self.prompts[number].tokens, *answer], self.vocabulary_tokens)
+
+
+def say_plainly(rig: Rig, number: int) -> Generator[None, None, Trace]:
+    """What that prompt is answered by the model and its own caches alone, a pass at a time."""
+    member, trace = rig.member(number), Trace()
+    forward = Forward(rig.model, rig.routes)
+    unread = member.tokens
+    while len(trace.tokens) < _answer_tokens(member):
+        logits = forward([member], mx.array([unread]), member.caches)[:, -1]
+        member.cached += len(unread)
+        picks, (chances,) = pick([Spot(member)], logits)
+        token = picks.item()
+        assert isinstance(token, int)
+        _note(trace, Choice(member.id, token, chances))
+        unread = [token]
+        yield
+    return trace
 
 
 def say(

@@ -1,4 +1,4 @@
-"""Finds out whether each prompt has the same answer with every feature of the engine as it has alone and with none.
+"""Finds out whether each prompt has the same answer with every feature of the engine as by the model alone.
 
 Rule 1: nothing here is shared with what serves but the model itself. Rule 2: a step is one of a batch's, so that whatever
 runs goes on in between. Rule 3: features are tried one by one, together in a batch only once that has proved right, so that
@@ -14,7 +14,7 @@ from mlxsup.protocol.self_test import Check, Feature, Outcome, SelfTestResult
 from mlxsup.protocol.worker_link import REQUEST_MARK
 from mlxsup.worker.engine.interface import IsWanted
 from mlxsup.worker.engine.selftest.compare import Agreement, Trace, compare, fault
-from mlxsup.worker.engine.selftest.rig import Eager, Rig, say
+from mlxsup.worker.engine.selftest.rig import Eager, Rig, say, say_plainly
 
 # What code for another kind of model raises. Anything else, such as a lack of memory, is no fault of a feature's.
 _FAULTS = (
@@ -77,7 +77,7 @@ class SelfTest:
     def _check_model(self) -> Generator[None, None, Check]:
         began_s = self._now_s
         for number in range(len(self._rig.prompts)):
-            self._expected += yield from say(self._rig.batch(1), [self._rig.member(number)], self._wanted)
+            self._expected.append((yield from say_plainly(self._rig, number)))
         why = next(filter(None, (fault(each, self._rig.vocabulary_tokens) for each in self._expected)), "")
         return Check(
             feature="model",
