@@ -226,12 +226,14 @@ class Batch:
             return
         begun = [other for other in self._reading.begun if other.turn <= member.turn]
         ahead = self._reading.waiting[: self._reading.waiting.index(member)]
-        leader = self._sharing.follow(
-            member, begun + [other for other in ahead if other not in self._sharing]
-        )
-        prompts = None if leader is None else self._reading.prompts_of(leader)
-        if leader is not None and prompts is not None and not prompts.is_put_aside:
-            self._hand_on(prompts, leader)
+        leaders = begun + [other for other in ahead if other not in self._sharing]
+        wait = self._sharing.follow(member, leaders)
+        prompts = None if wait is None else self._reading.prompts_of(wait.leader)
+        if wait is not None and prompts is not None and not prompts.is_put_aside and wait.is_over:
+            # There is nothing to wait for; and where there is no room to hand it on, there will be none.
+            self._prefixes.offer(wait.leader, wait.leader.cached, partial(prompts.place_of, wait.leader))
+            self._sharing.stop(member)
+            self._prefixes.take(member)
 
     def _hand_on(self, prompts: Prompts, member: Member) -> None:
         """What it has read, to those that wait for it, and to who comes later."""
