@@ -27,6 +27,8 @@ _LIMITS = LLParserLimits(
     max_lexer_states=50_000,
     max_grammar_size=200_000,
 )
+# llguidance follows references by calling itself: a long chain of them would end the worker on a usual stack.
+_STACK_BYTES = 256 * 1024 * 1024
 # A grammar whose first steps take longer would hold up everybody else.
 _FIRST_MASKS = 8
 _MASK_S_MAX = 0.25
@@ -88,7 +90,7 @@ class Compiler:
                     self._given_up -= 1
 
         given_up: list[bool] = []
-        threading.Thread(target=work, name="grammar", daemon=True).start()
+        _start(threading.Thread(target=work, name="grammar", daemon=True))
         over.wait(self._deadline_s)
         with self._lock:
             if not over.is_set():
@@ -109,6 +111,15 @@ class Compiler:
             while len(self._kept) > KEPT_MAX or self._kept_bytes > KEPT_BYTES_MAX:
                 oldest, _ = self._kept.popitem(last=False)
                 self._kept_bytes -= len(oldest)
+
+
+def _start(thread: threading.Thread) -> None:
+    """On a stack of its own size; what others begin meanwhile may have as much, which costs addresses only."""
+    usual = threading.stack_size(_STACK_BYTES)
+    try:
+        thread.start()
+    finally:
+        threading.stack_size(usual)
 
 
 def _compile(source: Source, vocabulary: Vocabulary) -> Compiled:

@@ -8,6 +8,11 @@ from typing import Any
 from mlxsup.protocol.errors import ErrorKind, RpcError
 
 PATH = "$.response_format.json_schema.schema"
+# Within one another and beside: what llguidance follows it follows on a stack that holds as many.
+SCHEMAS_MAX = 10_000
+# Above it numbers are rounded before they are compared.
+_EXACT_MAX = 2**53
+_BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 
 # What llguidance says of keywords that it knows and can't keep.
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*?\])")
@@ -89,24 +94,69 @@ _OWN = {
 
 
 def refuse_own(schema: Any) -> None:
-    """Raises RpcError: UNSUPPORTED for what llguidance would take and not keep."""
-    for path, keyword, value in _keywords(schema, PATH):
-        if keyword in _OWN:
-            raise unsupported(keyword, path, _OWN[keyword])
-        if keyword == "multipleOf" and not float(value).is_integer():
-            raise unsupported(
-                "multipleOf", path, "of fractions no two programs agree what divides them; give an integer"
-            )
-        if keyword not in _KNOWN and not keyword.startswith("x-"):
-            raise unsupported(
-                keyword, path, "it is no keyword of JSON Schema that could be kept; leave it out"
-            )
-        if keyword == "items" and isinstance(value, list):
-            raise unsupported("items", path, "a list of items is `prefixItems` today")
-        if keyword == "$ref" and not str(value).startswith("#"):
-            raise unsupported(
-                "$ref", path, "it may only lead to a place in the same schema, as in `#/$defs/name`"
-            )
+    """
+    Raises:
+        RpcError: UNSUPPORTED for what llguidance would take and not keep, LIMIT_EXCEEDED for too much.
+    """
+    try:
+        if sum(1 for _ in subschemas(schema)) > SCHEMAS_MAX:
+            raise _too_much(f"it has more than {SCHEMAS_MAX} schemas in it")
+        for path, keyword, value in _keywords(schema, PATH):
+            _refuse_keyword(path, keyword, value)
+        for path, inner in _schemas(schema, PATH):
+            _refuse_schema(path, inner)
+    except RecursionError:
+        raise _too_much("it is nested too deeply") from None
+
+
+def _refuse_keyword(path: str, keyword: str, value: Any) -> None:
+    if keyword in _OWN:
+        raise unsupported(keyword, path, _OWN[keyword])
+    if keyword == "multipleOf" and isinstance(value, float) and not value.is_integer():
+        raise unsupported(
+            "multipleOf", path, "of fractions no two programs agree what divides them; give an integer"
+        )
+    if keyword not in _KNOWN and not keyword.startswith("x-"):
+        raise unsupported(keyword, path, "it is no keyword of JSON Schema that could be kept; leave it out")
+    if keyword == "items" and isinstance(value, list):
+        raise unsupported("items", path, "a list of items is `prefixItems` today")
+    if keyword == "$ref" and not str(value).startswith("#"):
+        raise unsupported(
+            "$ref", path, "it may only lead to a place in the same schema, as in `#/$defs/name`"
+        )
+    if keyword == "format" and value == "unknown":
+        raise unsupported("format", path, "`unknown` is a name that llguidance has for none")
+    if keyword in _BOUNDS and isinstance(value, int | float) and abs(value) > _EXACT_MAX:
+        raise unsupported(keyword, path, "above 2**53 numbers can't be compared exactly")
+    if keyword in ("const", "enum"):
+        _refuse_value(path, keyword, value)
+
+
+def _refuse_value(path: str, keyword: str, value: Any) -> None:
+    todo = [value]
+    while todo:
+        each = todo.pop()
+        if isinstance(each, dict):
+            todo += each.values()
+        elif isinstance(each, list):
+            todo += each
+        elif isinstance(each, str) and any(
+            (char < " " and char not in "\b\f\n\r\t") or char == "\x7f" for char in each
+        ):
+            raise unsupported(keyword, path, "it has a control character that only an escape could say")
+        elif isinstance(each, int | float) and abs(each) > _EXACT_MAX:
+            raise unsupported(keyword, path, "above 2**53 numbers can't be compared exactly")
+
+
+def _refuse_schema(path: str, schema: dict[str, Any]) -> None:
+    least, required = schema.get("minProperties", 0), schema.get("required", [])
+    named = len(set(map(str, required))) if isinstance(required, list) else 0
+    if isinstance(least, int | float) and least > named + 1:
+        raise unsupported(
+            "minProperties",
+            path,
+            "names may come twice, and count once: it may be one more than `required` has",
+        )
 
 
 def refusal(words: str, schema: Any) -> RpcError:
@@ -136,6 +186,18 @@ def subschemas(schema: Any) -> Iterator[dict[str, Any]]:
     yield schema
     for _, _, value in _below(schema, ""):
         yield from subschemas(value)
+
+
+def _schemas(schema: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not isinstance(schema, dict):
+        return
+    yield path, schema
+    for below, _, value in _below(schema, path):
+        yield from _schemas(value, below)
+
+
+def _too_much(why: str) -> RpcError:
+    return RpcError(ErrorKind.LIMIT_EXCEEDED, f"`{PATH}` is too complex: {why}; simplify it", path=PATH)
 
 
 def _keywords(schema: Any, path: str) -> Iterator[tuple[str, str, Any]]:

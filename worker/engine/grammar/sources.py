@@ -1,5 +1,6 @@
 """Formats and tool choices as grammars that llguidance reads. Pure."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from llguidance import LLMatcher
 
+from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import (
     ChoiceFormat,
     JsonObjectFormat,
@@ -102,12 +104,27 @@ def _terminal(text: str, vocabulary: Vocabulary) -> str:
 def _parts(schema: dict[str, Any]) -> tuple[str, ...]:
     """Of what is inside, where it can stand for itself."""
     definitions: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-    inner = list(subschemas(schema))[1:]
-    return tuple(_of_schema({**definitions, **each}) for each in inner[:_PARTS_MAX])
+    parts: list[str] = []
+    chars = 0
+    for each in itertools.islice(subschemas(schema), 1, 1 + _PARTS_MAX):
+        part = _of_schema({**definitions, **each})
+        chars += len(part)
+        if chars > _PARTS_CHARS_MAX:
+            break
+        parts.append(part)
+    return tuple(parts)
 
 
 _PARTS_MAX = 200
+# Each of them is compiled, with all definitions.
+_PARTS_CHARS_MAX = 1024 * 1024
 
 
 def _of_schema(schema: dict[str, Any]) -> str:
-    return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_FORM))
+    try:
+        return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_FORM))
+    except (RecursionError, ValueError):
+        # It reads no more than 128 levels of JSON.
+        raise RpcError(
+            ErrorKind.LIMIT_EXCEEDED, f"`{PATH}` is nested too deeply; simplify it", path=PATH
+        ) from None
