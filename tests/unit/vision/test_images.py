@@ -1,9 +1,6 @@
 """What clients send as images: good ones become pictures, and bad ones are refused by their place, each for its reason."""
 
-import base64
 import io
-import struct
-import zlib
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +14,7 @@ from PIL import Image
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import ImagePart, ImageUrl, Message, TextPart
 from mlxsup.worker.engine.vision.images import Limits, find_images, read_images
+from tests.unit.vision.bombs import BOMBS, png, uri
 
 LIMITS = Limits(images_max=8, bytes_max=100_000, pixels_max=1_000_000)
 SIZE = (12, 7)
@@ -32,10 +30,6 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
-
-
-def uri(data: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def conversation(*urls: str) -> list[Message]:
@@ -56,16 +50,6 @@ def refusal(url: str, limits: Limits = LIMITS) -> RpcError:
     assert raised.value.data.path == "$.messages[1].content[1]"
     assert raised.value.message.startswith("`$.messages[1].content[1]`")
     return raised.value
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, rows: bytes) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pieces = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + pieces
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
@@ -150,25 +134,7 @@ def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
     assert refusal(uri(data[: int(len(data) * share)])).kind is ErrorKind.INVALID_PARAMS
 
 
-def bomb_png() -> bytes:
-    """50,000 by 50,000 pixels in a few kilobytes."""
-    return png(50_000, 50_000, zlib.compress(b"\x00" * 1_000_000, 9))
-
-
-def bomb_webp() -> bytes:
-    """Only its header: the decoder would make room for a gigabyte."""
-    canvas = (16382).to_bytes(3, "little") * 2
-    body = b"WEBP" + b"VP8X" + (10).to_bytes(4, "little") + b"\x00" * 4 + canvas
-    return b"RIFF" + len(body).to_bytes(4, "little") + body
-
-
-def bomb_gif() -> bytes:
-    screen = struct.pack("<HH", 60_000, 60_000) + b"\x80\x00\x00" + b"\x00" * 6
-    frame = b"," + struct.pack("<HHHH", 0, 0, 60_000, 60_000) + b"\x00" + b"\x02\x02\x44\x01\x00"
-    return b"GIF89a" + screen + frame + b";"
-
-
-@pytest.mark.parametrize("make", [bomb_png, bomb_webp, bomb_gif], ids=["png", "webp", "gif"])
+@pytest.mark.parametrize("make", BOMBS.values(), ids=BOMBS)
 def test_a_decompression_bomb_is_refused_by_its_size_before_anything_is_decoded(
     make: Callable[[], bytes],
 ) -> None:
