@@ -16,6 +16,7 @@ from mlxsup.protocol.errors import RpcError
 from mlxsup.protocol.generation import (
     FinishReason,
     GenerationResult,
+    ImagePart,
     Message,
     Priority,
     ServedBy,
@@ -115,6 +116,12 @@ class GenerationRequest:
         if order.prompt is not None:
             return len(order.prompt)
         return sum(map(_message_chars, order.messages or ())) + _tools_chars(order)
+
+    @cached_property
+    def prompt_images(self) -> int:
+        """How many are in its messages."""
+        messages = None if isinstance(self.order, Embed) else self.order.messages
+        return sum(map(_message_images, messages or ()))
 
     def remaining_order(self) -> Order:
         """The order for the next worker: what was delivered counts as done."""
@@ -248,6 +255,11 @@ class GenerationRequest:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
+
+
+def _message_images(message: Message) -> int:
+    parts = message.content if isinstance(message.content, list) else []
+    return sum(isinstance(part, ImagePart) for part in parts)
 
 
 def _message_chars(message: Message) -> int:

@@ -19,6 +19,8 @@ _TOKENS_PER_CHAR = 0.25
 _TOKENS_PER_CHAR_MIN = 0.01
 # What a chat template puts around each message.
 _TOKENS_PER_MESSAGE = 4
+# What an image has in most models, where nothing is known.
+_TOKENS_PER_IMAGE = 576.0
 # A chat of fewer characters says more of the template than of how many tokens a text has.
 _LONG_CHARS = 200
 
@@ -49,6 +51,7 @@ class CostModel:
         self._tokens_per_char = _TOKENS_PER_CHAR
         # What a template puts around all messages together.
         self._template_tokens = 0.0
+        self._tokens_per_image = _TOKENS_PER_IMAGE
         # Of answers, by the magnitude of the `max_tokens` that they were given.
         self._answers: dict[int, _Answers] = {}
 
@@ -95,12 +98,18 @@ class CostModel:
         messages = _messages(request.order)
         if messages is None:
             return tokens
+        tokens += self._tokens_per_image * request.prompt_images
         return tokens + self._template_tokens + _TOKENS_PER_MESSAGE * len(messages)
 
     def _learn_prompt(self, request: GenerationRequest, prompt_tokens: int) -> None:
         """What was not foreseen is the text's where that is long, else the template's (normalised least mean squares: Haykin,
         Adaptive Filter Theory, chapter 6): by "hi" alone a character would seem to have a dozen tokens.
         """
+        if request.prompt_images:
+            # It says more of them than of its text.
+            unforeseen = (prompt_tokens - self._text_tokens(request)) / request.prompt_images
+            self._tokens_per_image = max(1.0, self._tokens_per_image + _LEARNING * unforeseen)
+            return
         chars = request.prompt_chars
         unforeseen = _LEARNING * (prompt_tokens - self._text_tokens(request))
         share = chars**2 / (chars**2 + _LONG_CHARS**2)

@@ -17,13 +17,14 @@ from mlxsup.worker.engine.vision.sight import KINDS
 
 def load_engine(order: Load, report: ReportLoad) -> EmbeddingEngine:
     """Raises RpcError: MODEL_LOAD_FAILED with what is wrong with the folder, or with what the model computes."""
-    engine = EmbeddingEngine.around(_engine_for(order).load(order, report), order)
+    engine = EmbeddingEngine.around(engine_for(order).load(order, report), order)
     if order.self_test:
         _self_test(engine, report)
     return engine
 
 
-def _engine_for(order: Load) -> type[TextEngine]:
+def engine_for(order: Load) -> type[TextEngine]:
+    """Raises RpcError: MODEL_LOAD_FAILED where this installation has none."""
     try:
         kind = str(json.loads((Path(order.model_path) / "config.json").read_text()).get("model_type"))
     except (OSError, ValueError, AttributeError):

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from mlxsup.protocol.generation import Message, PastCall, PastFunction, TextPart
-from mlxsup.protocol.worker_link import Generate
+from mlxsup.protocol.generation import ImagePart, ImageUrl, Message, PastCall, PastFunction, TextPart
+from mlxsup.protocol.worker_link import Embed, Generate
 from mlxsup.supervisor.generation.request import GenerationRequest
 from mlxsup.supervisor.scheduling.costs import CostModel
 from mlxsup.supervisor.scheduling.forecast import Outlook, retry_after_ms, wait_s
@@ -46,6 +46,42 @@ def test_the_tools_that_a_model_is_told_of_and_earlier_calls_are_part_of_its_pro
     assert costs.prompt_tokens(asking(order(messages=chat, tools=tools))) == pytest.approx(plain + 266, abs=8)
     assert costs.prompt_tokens(asking(order(messages=chat, tools=tools, tool_choice="none"))) == plain
     assert costs.prompt_tokens(asking(order(messages=called))) == plain + 250 + 4
+
+
+def test_what_an_image_takes_is_learned_and_says_nothing_of_text() -> None:
+    costs = CostModel()
+    image = ImagePart(ImageUrl("data:,"))
+    seeing = [Message(role="user", content=[TextPart("x" * 400), image, image])]
+    text = costs.prompt_tokens(asking(order("x" * 400)))
+    assert costs.prompt_tokens(asking(order(messages=seeing))) > text + 1000
+    for _ in range(100):
+        costs.learn(asking(order(messages=seeing)), 704, 10)
+
+    assert costs.prompt_tokens(asking(order(messages=seeing))) == pytest.approx(704, abs=1)
+    assert costs.prompt_tokens(asking(order("x" * 400))) == text
+
+
+def test_texts_to_be_embedded_cost_what_they_have_together_and_get_no_answer() -> None:
+    costs = CostModel()
+    costs.context_tokens = 200
+    texts = Embed(texts=["x" * 400] * 10)
+    request = asking(order())
+    request.order = texts
+
+    assert costs.prompt_tokens(request) == 1000
+    assert costs.tokens_left(texts, 0) == 0
+    costs.learn(request, 2000, 0)
+    assert 1000 < costs.prompt_tokens(request) <= 2000
+    assert costs.answer_tokens(order(max_tokens=1)) == 1
+
+
+def test_the_speed_of_a_model_that_only_embeds_is_learned() -> None:
+    speed = Speed()
+    for second in range(60):
+        speed.note_embedded(500, float(second), loaded=True)
+
+    assert speed.is_known
+    assert speed.seconds(1000 * speed.ratio) == pytest.approx(2.0, rel=0.05)
 
 
 def test_how_long_a_token_is_and_an_answer_becomes_is_learned() -> None:
