@@ -37,9 +37,16 @@ def found(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return answers
 
 
+def flat(chances: list[list[float]]) -> list[float]:
+    return [each for entry in chances for each in entry]
+
+
 def test_each_of_sixteen_says_in_the_batch_what_it_says_alone(found: dict[str, Any]) -> None:
     assert len(found["alone"]) == 16
-    assert {name: said for name, said in found["together"].items() if said != found["alone"][name]} == {}
+    for name, said in found["together"].items():
+        alone = found["alone"][name]
+        assert {**said, "chances": 0} == {**alone, "chances": 0}, name
+        assert flat(said["chances"]) == pytest.approx(flat(alone["chances"]), abs=1e-3)
 
 
 def test_each_kind_is_what_it_says_it_is(found: dict[str, Any]) -> None:
@@ -54,6 +61,7 @@ def test_each_kind_is_what_it_says_it_is(found: dict[str, Any]) -> None:
     assert (said["tool call"]["finish"], said["tool call"]["text"]) == ("tool_calls", "")
     assert said["stop string"]["finish"] == "stop"
     assert said["cancelled"]["finish"] == "cancelled"
-    assert len(said["logprobs"]["logprobs"]) == len(said["logprobs"]["tokens"])
-    assert all(len(entry) == 4 for entry in said["logprobs"]["logprobs"])
+    chances = found["alone"]["logprobs"]["chances"]
+    assert len(chances) == len(said["logprobs"]["tokens"])
+    assert all(len(entry) == 4 for entry in chances)
     assert len({said[name]["text"] for name in ("greedy", "first adapter", "second adapter")}) == 3

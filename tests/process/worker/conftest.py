@@ -30,9 +30,8 @@ class Supervisor(msgspec.Struct, frozen=True):
     def serving(self) -> psutil.Process:
         """The worker that has the model; a spare is none."""
         with self.connect() as client:
-            (entry,) = client.call("model/list").models
-        assert entry.pid is not None
-        return psutil.Process(entry.pid)
+            (pid,) = [entry.pid for entry in client.call("model/list").models if entry.pid is not None]
+        return psutil.Process(pid)
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)

@@ -140,7 +140,6 @@ def compute(engine: TextEngine, orders: dict[str, Generate]) -> dict[str, dict[s
 
 
 def told(emissions: list[Emission]) -> dict[str, Any]:
-    """Of logprobs as many digits as rounding leaves alone."""
     errors = [str(emission.error) for emission in emissions if emission.error is not None]
     return {
         "text": "".join(emission.text for emission in emissions),
@@ -148,8 +147,8 @@ def told(emissions: list[Emission]) -> dict[str, Any]:
         "finish": emissions[-1].finish,
         "errors": errors,
         "calls": [msgspec.to_builtins(call) for emission in emissions for call in emission.tool_calls],
-        "logprobs": [
-            [(chance.token, round(chance.logprob, 2)) for chance in (entry, *entry.top)]
+        "chances": [
+            [chance.logprob for chance in (entry, *entry.top)]
             for emission in emissions
             for entry in emission.logprobs
         ],
