@@ -1,5 +1,6 @@
 """Loads a model folder that the supervisor has checked: weights with progress, tokenizer, one warm step."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from mlxsup.worker.engine.quantised import CacheMaker
 
 # Where a model's configuration says nothing of how long a text may be.
 CONTEXT_TOKENS_OTHERWISE = 4096
+# Of models that take more than text: the tokenizer's own template, where there is one, knows only that.
+_PROCESSOR_TEMPLATE = "chat_template.json"
 # Caches grow by so many tokens at a time.
 _KV_TOKENS: tuple[int, int] = (KVCache.step, 2 * KVCache.step)
 
@@ -64,7 +67,12 @@ def load_weights(
 
 def load_codec_tokenizer(folder: Path, config: dict[str, Any]) -> TokenizerWrapper:
     try:
-        return load_tokenizer(folder, eos_token_ids=_as_list(config.get("eos_token_id")))
+        tokenizer = load_tokenizer(folder, eos_token_ids=_as_list(config.get("eos_token_id")))
+        template = folder / _PROCESSOR_TEMPLATE
+        if template.is_file():
+            tokenizer._tokenizer.chat_template = json.loads(template.read_text())["chat_template"]  # noqa: SLF001
+            tokenizer.has_chat_template = True
+        return tokenizer
     except Exception as error:
         raise _load_failed(error, "its tokenizer can't be read: ") from error
 

@@ -58,7 +58,7 @@ CLIP = {
 }
 
 
-def _write_tokenizer(folder: Path, template: str, marks: tuple[str, ...]) -> dict[str, int]:
+def _write_tokenizer(folder: Path, template: str | None, marks: tuple[str, ...]) -> dict[str, int]:
     """The numbers of the marks."""
     letters = sorted(ByteLevel.alphabet())
     backend = Tokenizer(BPE({letter: at for at, letter in enumerate(letters)}, []))
@@ -87,8 +87,10 @@ def _write_model(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def make_llava(folder: Path) -> Path:
-    marks = _write_tokenizer(folder, LLAVA, ("<image>",))
+    marks = _write_tokenizer(folder, None, ("<image>",))
     vocabulary = BYTES + len(marks)
+    # Where it is in older folders.
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": LLAVA}))
     (folder / "preprocessor_config.json").write_text(json.dumps(CLIP))
     extra = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "LlavaProcessor", **extra}))
