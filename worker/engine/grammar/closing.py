@@ -23,6 +23,8 @@ _TURN_ONE_IN = 3
 # Letters that no literal and no number begins or goes on with: they say that this is inside a string.
 _INNER = tuple("abcdghijkmopqvwxyzABCDFGHIJ")
 _INNER_MIN = 3
+# What a pattern most often has one of.
+_MARKS = tuple("@:/.-+#_ ")
 _CHARACTERS = tuple(map(chr, range(33, 127)))
 
 
@@ -53,11 +55,35 @@ def _next(matcher: LLMatcher, position: int, vocabulary: Vocabulary) -> list[int
     outside = (
         (ends, turned, values) if position % _TURN_ONE_IN == _TURN_ONE_IN - 1 else (ends, values, turned)
     )
-    for tokens in (quote, turned) if is_inside else outside:
+    for tokens in (quote,) if is_inside else outside:
         found = _first(allowed, tokens)
         if found:
             return found
-    return _first(allowed, vocabulary.plain)
+    return _inside(matcher, allowed, turned, position, vocabulary) or _first(allowed, vocabulary.plain)
+
+
+def _inside(
+    matcher: LLMatcher,
+    allowed: npt.NDArray[np.uint8],
+    turned: list[int],
+    position: int,
+    vocabulary: Vocabulary,
+) -> list[int]:
+    """A character that the string can end behind, or else one that a pattern may wait for."""
+    ahead = matcher.deep_copy()
+    quote = vocabulary.those_of(_QUOTE)
+    for token in turned:
+        if allowed[token] and ahead.consume_token(token):
+            bits = np.frombuffer(ahead.compute_bitmask(), np.uint8)
+            ends = any(bits[end // 8] >> end % 8 & 1 for end in quote) or ahead.is_accepting()
+            ahead.rollback(1)
+            if ends:
+                return [token]
+    if position % _TURN_ONE_IN != _TURN_ONE_IN - 1:
+        marks = _first(allowed, vocabulary.those_of(_MARKS))
+        if marks:
+            return marks
+    return _first(allowed, turned)
 
 
 def _first(allowed: npt.NDArray[np.uint8], tokens: list[int]) -> list[int]:

@@ -154,7 +154,7 @@ def _margin(source: Source, shortest: int, vocabulary: Vocabulary) -> int:
         way = None if matcher.is_error() else closing(matcher, 0, vocabulary)
         # What can't be had for itself, such as a place in another one, counts with what refers to it.
         longest = max(longest, len(way or ()))
-    return 2 * longest + 8
+    return 3 * longest + 16
 
 
 def _try_masks(source: Source, matcher: LLMatcher, vocabulary: Vocabulary) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
+from mlxsup.worker.engine.grammar.formats import PATTERNS
 
 PATH = "$.response_format.json_schema.schema"
 # Within one another and beside: what llguidance follows it follows on a stack that holds as many.
@@ -177,6 +178,23 @@ def unsupported(keyword: str, path: str, advice: str) -> RpcError:
         f"`{path}` says `{keyword}`, which can't be kept while an answer is written: {advice}",
         path=path,
     )
+
+
+def formats_as_patterns(schema: Any) -> Any:
+    """The same, with formats of strings as patterns that all who check them agree with."""
+    if isinstance(schema, list):
+        return [formats_as_patterns(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {
+        keyword: value if keyword in _VALUES else formats_as_patterns(value)
+        for keyword, value in schema.items()
+    }
+    pattern = PATTERNS.get(str(schema.get("format")))
+    if pattern is not None and "pattern" not in schema:
+        del changed["format"]
+        changed["pattern"] = f"^(?:{pattern})$"
+    return changed
 
 
 def subschemas(schema: Any) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from mlxsup.protocol.generation import (
     RegexFormat,
     ResponseFormat,
 )
-from mlxsup.worker.engine.grammar.schema_terms import PATH, refuse_own, subschemas
+from mlxsup.worker.engine.grammar.schema_terms import PATH, formats_as_patterns, refuse_own, subschemas
 from mlxsup.worker.engine.grammar.vocabulary import Vocabulary
 from mlxsup.worker.engine.outputs.dialect import ToolMarkers
 
@@ -122,7 +122,9 @@ _PARTS_CHARS_MAX = 1024 * 1024
 
 def _of_schema(schema: dict[str, Any]) -> str:
     try:
-        return str(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_FORM))
+        return str(
+            LLMatcher.grammar_from_json_schema(json.dumps(formats_as_patterns(schema)), overrides=_JSON_FORM)
+        )
     except (RecursionError, ValueError):
         # It reads no more than 128 levels of JSON.
         raise RpcError(
