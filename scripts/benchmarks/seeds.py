@@ -34,7 +34,9 @@ def measure_seeds(sizes: SeedSizes, seed: int, say: Say) -> Section:
     with supervisor_child(model={"prefix_bytes_max": 0, "prefix_disk_bytes_max": 0}) as child:
         child.load_model(say)
         _ask(child, sizes, None, _WARM_UP_TOKENS)
-        unseeded, seeded, texts = [], [], []
+        unseeded: list[float] = []
+        seeded: list[float] = []
+        texts: list[list[str]] = []
         for number in range(1, sizes.rounds + 1):
             # Whoever goes first changes from round to round.
             for is_seeded in (False, True) if number % 2 else (True, False):

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -118,7 +119,7 @@ def _passage(chance: random.Random) -> str:
 
 @contextmanager
 def _supervisor(say: Say, *, lookup: bool) -> Iterator[SupervisorChild]:
-    tables = {"worker": {"spares": 0}, f"models.{MODEL}": {"lookup": lookup}}
+    tables: dict[str, dict[str, Any]] = {"worker": {"spares": 0}, f"models.{MODEL}": {"lookup": lookup}}
     with (
         tempfile.TemporaryDirectory(prefix="mlxsup-bench-") as folder,
         running_supervisor(Path(folder), tables) as child,

@@ -12,9 +12,8 @@ from tokenizers.decoders import DecodeStream
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import ImagePart, Message, PastCall, TextPart
 from mlxsup.worker.engine.grammar.vocabulary import Vocabulary
-from mlxsup.worker.engine.outputs.dialect import read_dialect
+from mlxsup.worker.engine.outputs.dialect import ToolMarkers, read_dialect
 from mlxsup.worker.engine.template_clock import template_clock
-
 
 ShowContent = Callable[[Message], Any]
 """What a chat template is given as the content of a message: text, or parts as it expects them."""
@@ -46,6 +45,11 @@ class TextCodec:
     def vocabulary(self) -> Vocabulary:
         """As grammars need it."""
         return Vocabulary(self._backend, self.eos_tokens)
+
+    @property
+    def tool_markers(self) -> ToolMarkers | None:
+        """What its model puts around calls, if it knows any."""
+        return None if self.dialect is None else self.dialect.tools
 
     def has_vocabulary_of(self, other: TokenizerWrapper) -> bool:
         """Whether each token is the same text in both, by the same number."""

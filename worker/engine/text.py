@@ -87,9 +87,7 @@ class TextEngine:
             routes=self._adapters.routes,
         )
         self._draft = draft
-        self._grammars = Grammars(
-            codec.vocabulary, codec.dialect and codec.dialect.tools, order.grammar_compile_s
-        )
+        self._grammars = Grammars(codec.vocabulary, codec.tool_markers, order.grammar_compile_s)
         self._looks_up = order.lookup
         self._cache_maker = CacheMaker(model, order.kv_bits)
         self._running: dict[int, _Running] = {}

@@ -114,7 +114,11 @@ def test_a_forced_call_is_one_of_the_tools_and_another_worker_goes_on_with_it_at
         {"type": "function", "function": {"name": name, "parameters": REAL["weather tool"]}}
         for name in ("one", "other")
     ]
-    for seed, choice in enumerate(["required", {"type": "function", "function": {"name": "other"}}]):
+    choices: list[str | dict[str, Any]] = [
+        "required",
+        {"type": "function", "function": {"name": "other"}},
+    ]
+    for seed, choice in enumerate(choices):
         request = Generate(
             max_tokens=400,
             sampling=order({}, seed).sampling,
