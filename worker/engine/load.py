@@ -9,6 +9,7 @@ from mlx_lm.utils import MODEL_REMAPPING
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.self_test import SelfTestResult
 from mlxsup.protocol.worker_link import Load
+from mlxsup.worker.engine.embedding.encoder import ENCODERS, EncoderEngine
 from mlxsup.worker.engine.embedding.engine import EmbeddingEngine
 from mlxsup.worker.engine.interface import ReportLoad, TestsItself
 from mlxsup.worker.engine.text import TextEngine
@@ -23,14 +24,14 @@ def load_engine(order: Load, report: ReportLoad) -> EmbeddingEngine:
     return engine
 
 
-def engine_for(order: Load) -> type[TextEngine]:
+def engine_for(order: Load) -> type[TextEngine] | type[EncoderEngine]:
     """Raises RpcError: MODEL_LOAD_FAILED where this installation has none."""
     try:
         kind = str(json.loads((Path(order.model_path) / "config.json").read_text()).get("model_type"))
     except (OSError, ValueError, AttributeError):
         # The loader says what is wrong with it.
         return TextEngine
-    if kind not in KINDS:
+    if kind not in KINDS and kind not in ENCODERS:
         return TextEngine
     if find_spec("mlx_vlm") is None:
         if find_spec(f"mlx_lm.models.{MODEL_REMAPPING.get(kind, kind)}") is not None:
@@ -38,8 +39,10 @@ def engine_for(order: Load) -> type[TextEngine]:
             return TextEngine
         raise RpcError(
             ErrorKind.MODEL_LOAD_FAILED,
-            f"cannot load the model: {kind} sees images, and mlx-vlm is not installed; pip install 'mlxsup[vision]'",
+            f"cannot load the model: {kind} needs mlx-vlm, which is not installed; pip install 'mlxsup[vision]'",
         )
+    if kind in ENCODERS:
+        return EncoderEngine
     if order.kv_bits is not None:
         raise RpcError(
             ErrorKind.MODEL_LOAD_FAILED,

@@ -6,7 +6,7 @@ from mlx.utils import tree_map
 from mlx_lm.models.llama import Model, ModelArgs
 
 from mlxsup.worker.engine.adapters.linear import Routes
-from mlxsup.worker.engine.embedding.trunk import Trunk, find_trunk
+from mlxsup.worker.engine.embedding.trunk import CausalTrunk, find_trunk
 
 VOCABULARY = 97
 DIMENSIONS = 32
@@ -37,7 +37,7 @@ def make_model(*, sliding: bool = False) -> nn.Module:
     return model
 
 
-def make_trunk(model: nn.Module) -> Trunk:
+def make_trunk(model: nn.Module) -> CausalTrunk:
     trunk = find_trunk(model, Routes())
     assert trunk is not None
     return trunk

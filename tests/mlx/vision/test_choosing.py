@@ -40,9 +40,10 @@ def without_mlx_vlm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("without_mlx_vlm")
-def test_without_mlx_vlm_the_error_says_what_to_install(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["phi3_v", "bert", "xlm-roberta"])
+def test_without_mlx_vlm_the_error_says_what_to_install(tmp_path: Path, kind: str) -> None:
     with pytest.raises(RpcError) as raised:
-        load.engine_for(order(tmp_path, "phi3_v"))
+        load.engine_for(order(tmp_path, kind))
 
     assert raised.value.kind is ErrorKind.MODEL_LOAD_FAILED
     assert "pip install 'mlxsup[vision]'" in raised.value.message

@@ -8,27 +8,48 @@ they would pause for longer than is aimed at. Rule 3: less urgent, it has no lon
 import math
 import time
 from pathlib import Path
+from typing import Protocol
 
 from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.generation import FinishReason
 from mlxsup.protocol.self_test import SelfTestResult
 from mlxsup.protocol.worker_link import FRAME_BYTES_MAX, Embed, Generate, Load, Loaded, Tune
+from mlxsup.worker.engine.codec import TextCodec
 from mlxsup.worker.engine.embedding.embedder import Embedder, Job
 from mlxsup.worker.engine.embedding.pooling import UnsupportedPoolingError, read_pooling
+from mlxsup.worker.engine.embedding.trunk import Trunk
 from mlxsup.worker.engine.embedding.values import NUMBER_BYTES_MAX
-from mlxsup.worker.engine.interface import Emission, IsWanted, Lease, Prepared, PreparedTexts
+from mlxsup.worker.engine.interface import (
+    Emission,
+    Engine,
+    IsWanted,
+    Lease,
+    Prepared,
+    PreparedTexts,
+    TestsItself,
+)
 from mlxsup.worker.engine.smoothing import smoothed
 from mlxsup.worker.engine.stages import STAGE_S
-from mlxsup.worker.engine.text import CHARS_PER_TOKEN_MAX, TextEngine
+from mlxsup.worker.engine.text import CHARS_PER_TOKEN_MAX
 
 # What is around the numbers of an answer.
 _FRAME_REST_BYTES = 64 * 1024
 
 
+class Base(Engine, TestsItself, Protocol):
+    """The other engine, and what texts become vectors by; without a trunk they do not."""
+
+    @property
+    def codec(self) -> TextCodec: ...
+
+    @property
+    def trunk(self) -> Trunk | None: ...
+
+
 class EmbeddingEngine:
     """`embedder` None: there is none, for that `reason`."""
 
-    def __init__(self, text: TextEngine, embedder: Embedder | None, reason: str, order: Load) -> None:
+    def __init__(self, text: Base, embedder: Embedder | None, reason: str, order: Load) -> None:
         self._text = text
         self._embedder = embedder
         self._reason = reason
@@ -45,7 +66,7 @@ class EmbeddingEngine:
         self._step_s = 0.0
 
     @classmethod
-    def around(cls, text: TextEngine, order: Load) -> "EmbeddingEngine":
+    def around(cls, text: Base, order: Load) -> "EmbeddingEngine":
         """With the trunk of its model, pooled as the folder says."""
         if text.trunk is None:
             return cls(text, None, "this model's hidden states can't be had", order)

@@ -65,14 +65,16 @@ class Reading:
         return np.array(self._vectors)
 
     def _next_chunk(self, chunk_tokens: int) -> int:
-        return min(max(1, chunk_tokens // len(self._texts)), max(self._lengths) - self._read)
+        left = max(self._lengths) - self._read
+        return left if self._trunk.reads_whole else min(max(1, chunk_tokens // len(self._texts)), left)
 
     def _build(self, chunk_tokens: int) -> None:
         self._chunk_tokens = chunk_tokens
         self._chunk = self._next_chunk(chunk_tokens)
         begin, end = self._read, self._read + self._chunk
-        rows = [text[begin:end] + [0] * (self._chunk - len(text[begin:end])) for text in self._texts]
-        hidden = self._trunk(mx.array(rows), self._caches).astype(mx.float32)
+        pad = [self._trunk.pad_token]
+        rows = [text[begin:end] + pad * (self._chunk - len(text[begin:end])) for text in self._texts]
+        hidden = self._trunk(mx.array(rows), self._caches, self._lengths).astype(mx.float32)
         counts = mx.array(weights(self._pooling, self._lengths, begin, end))[:, :, None]
         # Behind the end there may be anything, also what is no number.
         self._vectors = self._vectors + mx.where(counts > 0, hidden * counts, 0.0).sum(axis=1)
