@@ -26,6 +26,7 @@ from mlxsup.protocol.errors import ErrorKind, RpcError
 from mlxsup.protocol.worker_link import Embed, Generate, Load
 from mlxsup.worker.engine.embedding.encoder import ENCODERS
 from mlxsup.worker.engine.embedding.engine import EmbeddingEngine
+from mlxsup.worker.engine.interface import Emission
 from mlxsup.worker.engine.load import load_engine
 from tests.fakes.requests import GREEDY
 
@@ -90,7 +91,7 @@ def load(folder: Path, **fields: Any) -> EmbeddingEngine:
 
 def embed(engine: EmbeddingEngine, texts: list[str]) -> npt.NDArray[np.float64]:
     engine.submit_texts(1, engine.prepare_texts(Embed(texts=texts)))
-    ends = []
+    ends: list[Emission] = []
     while not ends:
         ends = engine.step(lambda: False) or []
     assert ends[0].error is None
