@@ -65,7 +65,7 @@ class Load(_Wire, frozen=True):
 
     `parked_bytes_max` is for the caches of requests that gave way, and go on, `prefix_bytes_max` for those of beginnings that
     others may share; on the disk they are in `prefix_folder`, None: nowhere. A chunk of a prompt takes about
-    `prefill_target_s`, None: however long. `kv_bits` None: caches are as the model computes them. With `lookup` texts that repeat
+    `prefill_target_s`, None: however long; an earlier worker read `prefill_tokens_per_s`. `kv_bits` None: caches are as the model computes them. With `lookup` texts that repeat
     themselves are guessed, with `draft_path` by that model. A grammar is compiled within `grammar_compile_s`, or refused.
     `adapters` are folders by name; so many as
     `adapters_bytes_max` allows are kept in memory beside those in use. With `self_test` it tests itself before it answers; what
@@ -82,6 +82,7 @@ class Load(_Wire, frozen=True):
     heartbeat_interval_s: float
     parked_bytes_max: int = 0
     prefill_target_s: float | None = None
+    prefill_tokens_per_s: float | None = None
     prefix_bytes_max: int = 0
     prefix_folder: str | None = None
     prefix_disk_bytes_max: int = 0

@@ -23,6 +23,8 @@ from mlxsup.worker.vitals import Vitals
 
 # A worker that waits for its turn with nothing to compute looks up so often, and is seen to live.
 _LEASE_LOOK_S = 1.0
+# Of fewer tokens what they are read beside takes the time.
+_MEASURED_TOKENS_MIN = 32
 
 
 class _Counts(msgspec.Struct):
@@ -85,7 +87,7 @@ class BatchLoop:
         self._steps += 1
         if emissions is None:
             return None
-        if prefill_tokens:
+        if prefill_tokens >= _MEASURED_TOKENS_MIN:
             self._prefill_tokens_per_s = prefill_tokens / max(self._step_s, 1e-6)
         self._step_s = 0.0
         self._send(emissions)

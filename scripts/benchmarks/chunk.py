@@ -20,13 +20,19 @@ from mlxsup.protocol.client.sync import Client
 from scripts.benchmarks.figures import Spread, paired_ratio
 from scripts.benchmarks.prompts import PROMPTS
 from scripts.benchmarks.report import Goal, Section, Table
-from scripts.benchmarks.supervisor_child import MODEL, Say, SupervisorChild, running_supervisor, wait_quiet
+from scripts.benchmarks.supervisor_child import (
+    KEEPS_NO_BEGINNINGS,
+    MODEL,
+    Say,
+    SupervisorChild,
+    running_supervisor,
+    wait_quiet,
+)
 from scripts.benchmarks.traffic import Asked, Order, Traffic, faults
 
 GOAL_SHORT_RATIO = 0.1
 GOAL_LONG_RATIO = 1.1
 _LIMIT_S = 600.0
-_KEEPS_NONE = {"prefix_bytes_max": 0, "prefix_disk_bytes_max": 0}
 _ONE_PIECE = {"prefill_chunk_tokens": 65_536, "prefill_target_s": 3600.0}
 _GREEDY = {"model": MODEL, "temperature": 0}
 _BEFORE_S = 1.0
@@ -93,7 +99,7 @@ def measure_chunk(sizes: ChunkSizes, seed: int, say: Say) -> Section:
 
 @contextmanager
 def _supervisor(model: dict[str, Any], say: Say) -> Iterator[SupervisorChild]:
-    tables = {"worker": {"spares": 0}, f"models.{MODEL}": _KEEPS_NONE | model}
+    tables = {"worker": {"spares": 0}, f"models.{MODEL}": KEEPS_NO_BEGINNINGS | model}
     with (
         tempfile.TemporaryDirectory(prefix="mlxsup-bench-") as folder,
         running_supervisor(Path(folder), tables) as child,

@@ -8,7 +8,17 @@ from typing import Any
 import msgspec
 
 from mlxsup.protocol.descriptors import claim_pipes
-from scripts.benchmarks.mlx_lm_messages import Order, Rates, RatesDone, Start, Started, Texts, TextsDone
+from scripts.benchmarks.mlx_lm_messages import (
+    Goes,
+    GoesDone,
+    Order,
+    Rates,
+    RatesDone,
+    Start,
+    Started,
+    Texts,
+    TextsDone,
+)
 
 # Any token that is no end of a text; what is computed for one costs as much as for another.
 _FILLER_TOKEN = 1000
@@ -36,6 +46,15 @@ class _Bench:
             **options,
         )
 
+    def answer(self, order: Texts | Rates | Goes) -> TextsDone | RatesDone | GoesDone:
+        match order:
+            case Texts():
+                return self.texts(order)
+            case Rates():
+                return self.rates(order)
+            case Goes():
+                return self.goes(order)
+
     def texts(self, order: Texts) -> TextsDone:
         generator = self._generator(stop_tokens=[[token] for token in self._tokenizer.eos_token_ids])
         started_s = time.perf_counter()
@@ -56,6 +75,18 @@ class _Bench:
         prefill_s = self._prefill_s(order.prompt_tokens)
         decode_s = self._decode_s(order.streams, order.steps)
         return RatesDone(order.prompt_tokens / prefill_s, order.streams * order.steps / decode_s)
+
+    def goes(self, order: Goes) -> GoesDone:
+        import mlx.core as mx
+        from mlx_lm.generate import generate_step
+        from mlx_lm.models.cache import make_prompt_cache
+
+        caches = make_prompt_cache(self._model)
+        self._model(mx.full((1, order.cached_tokens), _FILLER_TOKEN), cache=caches)
+        mx.eval([cache.state for cache in caches])
+        started_s = time.perf_counter()
+        next(generate_step(mx.full((order.new_tokens,), _FILLER_TOKEN), self._model, prompt_cache=caches))
+        return GoesDone(time.perf_counter() - started_s)
 
     def _prefill_s(self, prompt_tokens: int) -> float:
         generator = self._generator()
@@ -95,6 +126,6 @@ def run() -> None:
                 answer = Started(native.blas_bridge_active())
             else:
                 assert bench is not None, "Start comes first"
-                answer = bench.texts(order) if isinstance(order, Texts) else bench.rates(order)
+                answer = bench.answer(order)
             outgoing.write(msgspec.json.encode(answer) + b"\n")
             outgoing.flush()

@@ -43,4 +43,17 @@ class RatesDone(msgspec.Struct, frozen=True):
     decode_tokens_per_s: float
 
 
-Order = Start | Texts | Rates
+class Goes(msgspec.Struct, frozen=True, tag=True):
+    """Read `cached_tokens` of one prompt, and then go on with so many new ones up to the first token of an answer."""
+
+    cached_tokens: int
+    new_tokens: int
+
+
+class GoesDone(msgspec.Struct, frozen=True):
+    """`seconds` is for the new tokens alone."""
+
+    seconds: float
+
+
+Order = Start | Texts | Rates | Goes

@@ -13,7 +13,17 @@ import psutil
 from mlxsup.config.schema import Model
 from mlxsup.supervisor.pool.launch import worker_environment
 from scripts.benchmarks.cli import child_command
-from scripts.benchmarks.mlx_lm_messages import Order, Rates, RatesDone, Start, Started, Texts, TextsDone
+from scripts.benchmarks.mlx_lm_messages import (
+    Goes,
+    GoesDone,
+    Order,
+    Rates,
+    RatesDone,
+    Start,
+    Started,
+    Texts,
+    TextsDone,
+)
 
 AnswerT = TypeVar("AnswerT")
 
@@ -32,6 +42,9 @@ class MlxLmProcess:
 
     def rates(self, order: Rates) -> RatesDone:
         return self._ask(order, RatesDone)
+
+    def goes(self, order: Goes) -> GoesDone:
+        return self._ask(order, GoesDone)
 
     def _ask(self, order: Order, answer_type: type[AnswerT]) -> AnswerT:
         assert self._child.stdin is not None

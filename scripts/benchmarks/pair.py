@@ -17,6 +17,7 @@ from scripts.benchmarks.load import run_streams
 from scripts.benchmarks.prompts import make_prompts
 from scripts.benchmarks.report import Goal, Section, Table
 from scripts.benchmarks.supervisor_child import (
+    KEEPS_NO_BEGINNINGS,
     MODEL,
     Say,
     SupervisorChild,
@@ -73,7 +74,7 @@ def measure_pair(sizes: PairSizes, say: Say) -> Section:
 
 @contextmanager
 def _supervisor(names: Sequence[str], say: Say) -> Iterator[SupervisorChild]:
-    tables = {f"models.{name}": {"source": MODEL} for name in names}
+    tables = {f"models.{name}": KEEPS_NO_BEGINNINGS | {"source": MODEL} for name in names}
     with (
         tempfile.TemporaryDirectory(prefix="mlxsup-bench-") as folder,
         running_supervisor(Path(folder), {"worker": {"spares": 0}, **tables}) as child,

@@ -40,7 +40,7 @@ class SharedFigures(msgspec.Struct, frozen=True):
 
 def measure_shared(sizes: SharedSizes, seed: int, say: Say) -> Section:
     chance = random.Random(f"shared {seed}")
-    model = {"prefix_bytes_max": 1 << 30, "prefix_disk_bytes_max": 0, "batch_sequences_max": sizes.requests}
+    model = {"prefix_bytes_max": 1 << 30, "batch_sequences_max": sizes.requests}
     with supervisor_child(model=model) as child:
         child.load_model(say)
         _ask(child, sizes, 1, chance)

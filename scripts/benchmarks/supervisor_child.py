@@ -23,6 +23,8 @@ Say = Callable[[str], None]
 
 MODEL = DEFAULT_MODEL
 LOG = "log"
+# Of a model's table.
+KEEPS_NO_BEGINNINGS: dict[str, Any] = {"prefix_bytes_max": 0, "prefix_disk_bytes_max": 0}
 
 _START_S = 60.0
 _STOP_S = 60.0
@@ -64,8 +66,10 @@ class SupervisorChild(msgspec.Struct, frozen=True):
 def supervisor_child(
     *, worker: Mapping[str, Any] | None = None, model: Mapping[str, Any] | None = None
 ) -> Iterator[SupervisorChild]:
-    """`mlxsup start` with these keys of `[worker]` and of the default model; all else as it comes."""
-    tables = {"worker": worker or {}, f"models.{MODEL}": model or {}}
+    """`mlxsup start` with these keys of `[worker]` and of the default model; all else as it comes, but that no beginnings are kept:
+    whoever is asked the same again computes the same again.
+    """
+    tables = {"worker": worker or {}, f"models.{MODEL}": KEEPS_NO_BEGINNINGS | dict(model or {})}
     with (
         tempfile.TemporaryDirectory(prefix="mlxsup-bench-") as folder,
         running_supervisor(Path(folder), tables) as child,

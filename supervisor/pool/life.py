@@ -327,6 +327,7 @@ class Life:
             cache_limit_bytes=self._config.cache_limit_bytes,
             parked_bytes_max=self._config.parked_bytes_max,
             prefill_target_s=self._model.prefill_target_s,
+            prefill_tokens_per_s=self.prefill_tokens_per_s,
             prefix_bytes_max=self._source.prefix_bytes_max(),
             prefix_folder=None if self._source.prefix_folder is None else str(self._source.prefix_folder),
             prefix_disk_bytes_max=self._model.prefix_disk_bytes_max,

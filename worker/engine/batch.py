@@ -29,6 +29,9 @@ from mlxsup.worker.engine.sharing import Sharing
 from mlxsup.worker.engine.stages import STAGE_S, cache_arrays
 from mlxsup.worker.engine.widths import Widths
 
+# Where nobody waits for a token chunks are so much longer: who comes is read before their end all the same.
+_UNWATCHED = 2
+
 
 class Batch:
     """Chunks of prompts have at most `chunk_tokens`, and take about `target_s`. With less `chunk_tokens` than in the beginning
@@ -42,6 +45,7 @@ class Batch:
         sequences_max: int,
         chunk_tokens: int,
         target_s: float = math.inf,
+        pace: Pace | None = None,
         prefixes: Prefixes | None = None,
         widths: Widths | None = None,
         routes: Routes | None = None,
@@ -52,7 +56,7 @@ class Batch:
         self._target_s = target_s
         self._prefixes = prefixes or Prefixes(is_cuttable=True, bytes_max=0, bytes_per_token=1)
         self._sharing = Sharing(self._prefixes.tokens_max, is_cuttable=self._prefixes.is_cuttable)
-        self._pace = Pace()
+        self._pace = pace or Pace()
         forward = Forward(model, routes or Routes())
         self._reading = Reading(forward, self._pace, self._sharing)
         self._answers = Answers(forward, widths or Widths())
@@ -115,8 +119,9 @@ class Batch:
     def _chunk_s(self) -> float:
         """What else makes answers pause is their own token, behind the stages of the chunk that are under way."""
         target_s = self._target_s * self.chunk_tokens / self._chunk_tokens_usual
-        answers_s = self._answers.step_s + 2 * STAGE_S if self._answers.members else 0.0
-        return max(target_s - answers_s, target_s / 2)
+        if not self._answers.members:
+            return _UNWATCHED * target_s
+        return max(target_s - self._answers.step_s - 2 * STAGE_S, target_s / 2)
 
     @property
     def _begins_next(self) -> bool:

@@ -14,8 +14,9 @@ _BLOCK_TOKENS = 8
 class Pace:
     """As measured in passes over chunks that were about as long as they may be: each has a cost of its own besides."""
 
-    def __init__(self) -> None:
-        self.seconds_per_token = 0.0
+    def __init__(self, tokens_per_s: float | None = None) -> None:
+        """As measured before, if it was."""
+        self.seconds_per_token = 1 / tokens_per_s if tokens_per_s else 0.0
 
     def learn(self, tokens: int, pass_s: float, chunk_tokens: int) -> None:
         """A pass over so many tokens, where a chunk may have `chunk_tokens`, took so long."""

@@ -27,6 +27,7 @@ from mlxsup.worker.engine.lookup import Lookup
 from mlxsup.worker.engine.member import Choice, Member
 from mlxsup.worker.engine.outputs.choice import chosen_tools, has_room_to_think
 from mlxsup.worker.engine.outputs.open import open_output
+from mlxsup.worker.engine.pace import Pace
 from mlxsup.worker.engine.parking import Parking
 from mlxsup.worker.engine.prefixes import opening as prefixes
 from mlxsup.worker.engine.quantised import CacheMaker
@@ -82,6 +83,7 @@ class TextEngine:
             sequences_max=order.batch_sequences_max,
             chunk_tokens=order.prefill_chunk_tokens,
             target_s=order.prefill_target_s or math.inf,
+            pace=Pace(order.prefill_tokens_per_s),
             prefixes=self._prefixes,
             widths=self._widths,
             routes=self._adapters.routes,

@@ -219,3 +219,46 @@ def test_pair_compares_two_models_with_one() -> None:
 
     figures = sections["pair"]["figures"]
     assert figures["ratio"]["median"] == pytest.approx(figures["two"]["median"] / figures["one"]["median"])
+
+
+def test_prefix_has_what_was_computed_before_in_memory_and_after_a_kill_on_the_disk() -> None:
+    sections = _bench_json(
+        *("prefix", "--rounds", "1", "--turns", "2", "--system-tokens", "300", "--turn-tokens", "22"),
+        *("--answer-tokens", "4"),
+    )
+
+    figures = sections["prefix"]["figures"]
+    (warm,), (restarted,) = figures["warm"], figures["restarted"]
+    for turn in (warm, restarted):
+        # But for its new tokens, and the few of an answer that is not worth a stretch of its own.
+        assert turn["prompt_tokens"] - turn["cached_tokens"] <= turn["new_tokens"] + 8
+        assert min(turn["ttft_ms"], turn["bare_ms"], turn["short_ms"]) > 0
+    assert figures["warm_ratio"]["median"] == pytest.approx(warm["ttft_ms"] / warm["bare_ms"])
+
+
+def test_chunk_has_the_short_one_wait_for_the_whole_of_the_long_one_only_where_it_is_read_in_one_piece() -> (
+    None
+):
+    sections = _bench_json(
+        *("chunk", "--rounds", "1", "--long-tokens", "600", "--short-tokens", "8", "--gap-s", "0.1"),
+        *("--answer-tokens", "2", "--stream-tokens", "40"),
+    )
+
+    figures = sections["chunk"]["figures"]
+    (times,) = figures["rounds"]
+    assert min(times.values()) > 0
+    assert times["short_beside"] < times["short_in_one_piece"]
+    assert times["least_pause"] <= times["pause"]
+    ratio = times["short_beside"] / times["short_in_one_piece"]
+    assert figures["short_ratio"]["median"] == pytest.approx(ratio)
+
+
+def test_shared_computes_what_all_prompts_begin_with_once() -> None:
+    sections = _bench_json(
+        *("shared", "--rounds", "1", "--requests", "3", "--shared-tokens", "90", "--own-tokens", "2"),
+    )
+
+    figures = sections["shared"]["figures"]
+    assert [work["tokens"] for work in figures["one"]] == [92]
+    assert [work["tokens"] for work in figures["all"]] == [92 + 2 + 2]
+    assert figures["work_ratio"]["median"] == pytest.approx(96 / 92)
