@@ -48,6 +48,7 @@ def test_vscode_jsonrpc_is_told_how_a_load_gets_on(seen: dict[str, Any]) -> None
         "weights",
         "tokenizer",
         "warm",
+        "self-test",
     ]
     assert seen["loaded"]["state"] == "ready"
 

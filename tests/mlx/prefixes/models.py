@@ -73,7 +73,9 @@ def alone(model: nn.Module, prompt: list[int]) -> list[int] | None:
         order = mx.argsort(logits)
         if (logits[order[-1]] - logits[order[-2]]).item() < _MARGIN_MIN:
             return None
-        tokens.append(int(order[-1].item()))
+        token = order[-1].item()
+        assert isinstance(token, int)
+        tokens.append(token)
         logits = model(mx.array([tokens[-1:]]), cache=caches)[0, -1]
     return tokens
 

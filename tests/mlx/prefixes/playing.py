@@ -1,5 +1,6 @@
 """Sequences played through a batch, step by step."""
 
+import math
 from collections.abc import Callable
 
 import mlx.nn as nn
@@ -27,9 +28,10 @@ def open_prefixes(model: nn.Module, bytes_max: int = MUCH, disk: Disk | None = N
     )
 
 
-def open_batch(model: nn.Module, prefixes: Prefixes, **terms: float) -> Batch:
-    chunk = int(terms.pop("chunk_tokens", CHUNK))
-    return Batch(model, sequences_max=16, chunk_tokens=chunk, prefixes=prefixes, **terms)
+def open_batch(
+    model: nn.Module, prefixes: Prefixes, *, chunk_tokens: int = CHUNK, target_s: float = math.inf
+) -> Batch:
+    return Batch(model, sequences_max=16, chunk_tokens=chunk_tokens, target_s=target_s, prefixes=prefixes)
 
 
 def never() -> bool:
