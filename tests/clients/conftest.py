@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ PROGRAMS = CLIENTS / "programs"
 MODEL = "smollm2-135m"
 LIMIT_S = 120
 _SESSION_LIMIT_S = 900
+_BECOMES_S = 10
 
 # An alarm survives exec, and the new program has no handler for it.
 _LIMITED = "import os, signal, sys; signal.alarm(int(sys.argv[1])); os.execvp(sys.argv[2], sys.argv[2:])"
@@ -37,9 +39,16 @@ def question(model: str, text: str = "What is the capital of France?", **params:
 
 
 def the_only_child(argument: str) -> psutil.Process:
-    """The one child of this process that was started with `argument`."""
-    (child,) = (child for child in psutil.Process().children() if argument in child.cmdline())
-    return child
+    """The one child of this process that was started with `argument`.
+
+    At the moment of its second exec it has no arguments: that is waited out.
+    """
+    deadline_s = time.monotonic() + _BECOMES_S
+    while True:
+        found = [child for child in psutil.Process().children() if argument in child.cmdline()]
+        if len(found) == 1 or time.monotonic() > deadline_s:
+            (child,) = found
+            return child
 
 
 class Finished(msgspec.Struct, frozen=True):

@@ -79,7 +79,7 @@ def test_a_spawned_server_loads_with_progress_and_ends_with_its_client(stdio: li
         entry = client.call("model/load", {"model": model}, note)
         worker = psutil.Process(entry.pid)
 
-    assert list(dict.fromkeys(phases)) == ["weights", "tokenizer", "warm"]
+    assert list(dict.fromkeys(phases)) == ["weights", "tokenizer", "warm", "self-test"]
     assert entry.state == "ready"
     assert not child.is_running()
     assert not worker.is_running()

@@ -29,11 +29,7 @@ def main(seed: int | None, schedules: int, first: int, processes: int) -> None:
 
     Each schedule follows from its seed alone.
     """
-    status = _show(seed) if seed is not None else _run(first, schedules, processes)
-    if left_behind:
-        sys.stdout.flush()
-        os._exit(status)
-    sys.exit(status)
+    sys.exit(_show(seed) if seed is not None else _run(first, schedules, processes))
 
 
 def _show(seed: int) -> int:
@@ -74,5 +70,15 @@ def _run(first: int, schedules: int, processes: int) -> int:
     return 1 if tally.broken else 0
 
 
+def leave() -> None:
+    try:
+        main(prog_name="scripts/simulate")
+    except SystemExit as ended:
+        if not left_behind:
+            raise
+        sys.stdout.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else 1)
+
+
 if __name__ == "__main__":
-    main(prog_name="scripts/simulate")
+    leave()

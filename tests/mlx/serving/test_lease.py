@@ -43,7 +43,7 @@ command = {json.dumps(command)}
 prefill_lease = "on"
 """
     for name in MODELS:
-        config += f'[models.{name}]\nsource = "{MODEL}"\nprefill_chunk_tokens = {CHUNK_TOKENS}\n'
+        config += f'[models.{name}]\nsource = "{MODEL}"\nprefill_chunk_tokens = {CHUNK_TOKENS}\nprefix_bytes_max = 0\n'
     with running(config, folder, model_folder) as serving:
         yield Sharing(serving, ledger)
 

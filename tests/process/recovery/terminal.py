@@ -45,9 +45,11 @@ class Terminal:
         self._person, program = os.openpty()
         self.resize(rows=24, columns=80)
         session = [sys.executable, "-c", _SESSION, str(_PROCESS_S), "bash", "-c", _SHELL, "bash", *command]
+        # Sizes that another terminal had (xdist exports its own) go before what this one has.
+        inherited = {name: value for name, value in environment.items() if name not in {"COLUMNS", "LINES"}}
         self._process = subprocess.Popen(
             session,
-            env={**environment, "TERM": "xterm-256color"},
+            env={**inherited, "TERM": "xterm-256color"},
             cwd=folder,
             stdin=program,
             stdout=program,
